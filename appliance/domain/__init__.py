@@ -1,0 +1,1 @@
+"""What the appliance knows: plain frozen dataclasses and tables, no outside thing."""

@@ -1,0 +1,1 @@
+"""What must be shown before a pack may speak: activation against golden cases."""

@@ -1,0 +1,1 @@
+"""Pixels: from a stored DICOM file to the picture a radiologist sees and the tensor a model reads."""

@@ -1,0 +1,1 @@
+"""Engines, and the Open Inference Protocol that serves them."""

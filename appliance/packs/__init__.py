@@ -1,0 +1,1 @@
+"""Signed model packs: sign, verify, open."""

@@ -1,0 +1,1 @@
+"""Standard DICOM results: structured report and segmentation."""

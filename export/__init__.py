@@ -1,0 +1,1 @@
+"""Insite's export: distil foundation models into one small signed pack."""
