@@ -35,4 +35,5 @@ def model_input_from_display(display: NDArray[np.float32], spec: InputSpec) -> N
     if high - low < MINIMUM_CONTRAST:
         raise NoContrastError("The image has no contrast.", "Check the acquisition; blank images are not analysed.")
     scaled = (stretched - low) * (255.0 / (high - low))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    quantised: NDArray[np.uint8] = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return quantised
