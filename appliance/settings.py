@@ -1,4 +1,4 @@
-"""Typed settings: one TOML file, `INSITE_*` variables over it, command-line values over both; unknown keys are errors."""
+"""Typed settings: a TOML file, `INSITE_*` variables over it, the command line over both; unknown keys are errors."""
 
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -152,7 +152,7 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
 
     @classmethod
-    def settings_customise_sources(  # noqa: D102, PLR0913, PLR0917 - the library's hook, documented there
+    def settings_customise_sources(  # noqa: D102 - the library's hook, documented there
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,

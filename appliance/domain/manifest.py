@@ -8,6 +8,7 @@ input and encoder only, so that a task can be added without touching the base.
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 PACK_SCHEMA = "insite-pack-manifest/1"
 TASK_SCHEMA = "insite-task-manifest/1"
@@ -185,3 +186,11 @@ class PackManifest:
     def model_name(self, task: str) -> str:
         """The Open Inference Protocol's model name of a task: `<pack>.<task>`."""
         return f"{self.name}.{task}"
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedPack:
+    """A pack on disk whose signature, digests and gate were checked: the only thing that engines accept."""
+
+    manifest: PackManifest
+    folder: Path

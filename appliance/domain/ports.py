@@ -266,23 +266,6 @@ class InstanceSink(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceIdentity:
-    """What the appliance says of itself in every object it makes (PS3.3 C.7.5.1, C.12.1).
-
-    Attributes:
-        device_uid: A UID of this installation, made at first start.
-        version: The software's version.
-    """
-
-    manufacturer: str
-    model_name: str
-    serial: str
-    device_uid: str
-    version: str
-    ae_title: str
-
-
 class Reporter(Protocol):
     """Somebody who turns an analysis into DICOM objects."""
 
