@@ -13,6 +13,14 @@ from appliance.domain.errors import SettingsError
 from appliance.domain.ports import Destination
 
 DEFAULT_CONFIG = Path("/etc/insite/insite.toml")
+SHIPPED_PACKS = Path(__file__).resolve().parents[1] / "engines"
+"""Packs and public keys that come with the software, as root-owned as its code."""
+
+
+def shipped_keys() -> tuple[Path, ...]:
+    """The public keys that come with the software."""
+    return tuple(sorted((SHIPPED_PACKS / "keys").glob("*.pem")))
+
 
 AeTitle = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")
@@ -69,9 +77,9 @@ class PackSettings(_Section):
     """Model packs and whom we trust to sign them."""
 
     folder: Path | None = None
-    """Folder of the installed packs; default: `packs` in the state folder."""
-    trusted_keys: tuple[Path, ...] = ()
-    """PEM files of the public keys whose signatures are accepted."""
+    """Folder of the installed packs; default: `packs` in the state folder if there is one, else the shipped packs."""
+    trusted_keys: tuple[Path, ...] = Field(default_factory=shipped_keys)
+    """PEM files of the public keys whose signatures are accepted; default: those shipped with the software."""
     allow_unvalidated: bool = False
     """Whether packs marked untrained, synthetic or research-only may be activated."""
 
@@ -171,7 +179,8 @@ class Settings(BaseSettings):
     @property
     def packs_folder(self) -> Path:
         """The folder of installed packs."""
-        return self.packs.folder or self.state / "packs"
+        installed = self.state / "packs"
+        return self.packs.folder or (installed if installed.is_dir() else SHIPPED_PACKS)
 
     @property
     def ledger_file(self) -> Path:
