@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from appliance.domain.errors import InsiteError
 from appliance.telemetry import logger_for
@@ -31,7 +32,8 @@ class _Child:
     listener: socket.socket
     ready: bool = False
     started: float = field(default_factory=time.monotonic)
-    pause: float = FIRST_PAUSE_SECONDS
+    pause: float = FIRST_PAUSE_SECONDS / 2
+    due: float | None = None
 
 
 class Supervisor:
@@ -56,9 +58,9 @@ class Supervisor:
         self._folder = tempfile.TemporaryDirectory(prefix="insite-notify-")
         self._log = logger_for("serve")
 
-    def __enter__(self) -> "Supervisor":
+    def __enter__(self) -> Self:
         for name in self._names:
-            self._children[name] = self._start(name, FIRST_PAUSE_SECONDS)
+            self._children[name] = self._start(name, FIRST_PAUSE_SECONDS / 2)
         return self
 
     def __exit__(
@@ -101,17 +103,19 @@ class Supervisor:
 
     def revive(self) -> None:
         """Start every ended daemon again whose pause is over."""
+        now = time.monotonic()
         for name, child in self._children.items():
             status = child.process.poll()
             if status is None:
                 self._hear(child)
-                continue
-            ran = time.monotonic() - child.started
-            pause = FIRST_PAUSE_SECONDS if ran > STEADY_SECONDS else min(child.pause * 2, LONGEST_PAUSE_SECONDS)
-            self._log.warning("daemon ended; starting it again", daemon=name, status=status, pause_seconds=pause)
-            time.sleep(child.pause)
-            child.listener.close()
-            self._children[name] = self._start(name, pause)
+            elif child.due is None:
+                steady = now - child.started > STEADY_SECONDS
+                child.pause = FIRST_PAUSE_SECONDS if steady else min(child.pause * 2, LONGEST_PAUSE_SECONDS)
+                child.due = now + child.pause
+                self._log.warning("daemon ended", daemon=name, status=status, starts_again_in_seconds=child.pause)
+            elif now >= child.due:
+                child.listener.close()
+                self._children[name] = self._start(name, child.pause)
 
     def _start(self, name: str, pause: float) -> _Child:
         address = Path(self._folder.name) / name

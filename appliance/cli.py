@@ -1,0 +1,193 @@
+"""The command line `insite`: reads settings, starts daemons, analyses files, shows the state."""
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from appliance.daemons.notify import notify
+from appliance.domain.errors import InsiteError
+from appliance.settings import Settings, flat, load
+from appliance.telemetry import configure_logs
+
+app = typer.Typer(
+    name="insite",
+    help="An AI appliance for community hospitals: results beside the PACS, nothing leaves the site.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+StateOption = Annotated[Path | None, typer.Option("--state", metavar="DIR", help="Folder of everything that is kept.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings, a TOML file.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+Daemon = Callable[[Settings, threading.Event, Callable[[], None]], None]
+
+
+def main() -> None:
+    """Run the command line; an expected error is one sentence and exit status 1."""
+    try:
+        app()
+    except InsiteError as error:
+        sys.stderr.write(f"insite: {error}\n")
+        sys.exit(1)
+
+
+@app.command()
+def inference(state: StateOption = None, config: ConfigOption = None) -> None:
+    """Run the inference daemon: signed packs, Open Inference Protocol v2 on a Unix socket."""
+    from appliance.daemons.inference import run  # noqa: PLC0415 - each command imports only what it runs
+
+    _run_daemon(run, state, config)
+
+
+@app.command()
+def node(state: StateOption = None, config: ConfigOption = None) -> None:
+    """Run the DICOM node that receives studies."""
+    from appliance.daemons.node import run  # noqa: PLC0415 - each command imports only what it runs
+
+    _run_daemon(run, state, config)
+
+
+@app.command()
+def worker(state: StateOption = None, config: ConfigOption = None) -> None:
+    """Run the worker that analyses, reports and delivers."""
+    from appliance.daemons.worker import run  # noqa: PLC0415 - each command imports only what it runs
+
+    _run_daemon(run, state, config)
+
+
+@app.command()
+def web(state: StateOption = None, config: ConfigOption = None) -> None:
+    """Run the status site."""
+    from appliance.daemons.web import run  # noqa: PLC0415 - each command imports only what it runs
+
+    _run_daemon(run, state, config)
+
+
+@app.command()
+def serve(state: StateOption = None, config: ConfigOption = None) -> None:
+    """Run all four daemons on one state folder from this terminal; Ctrl-C stops them."""
+    from appliance.daemons.serve import serve_until  # noqa: PLC0415 - each command imports only what it runs
+
+    settings = _settings(state, config)
+    with _stop_on_signal() as stop:
+        serve_until(stop, settings, _passed_on(state, config))
+
+
+@app.command()
+def status(state: StateOption = None, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+    """Show what runs, what waits and which packs speak."""
+    from appliance.daemons.status import status_of, table_of  # noqa: PLC0415 - each command imports only what it runs
+
+    found = status_of(_settings(state, config))
+    if as_json:
+        _print_json(found)
+    else:
+        Console().print(table_of(found))
+
+
+@app.command()
+def analyse(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="DICOM files and folders of them.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the result objects.")],
+    config: ConfigOption = None,
+    *,
+    as_json: JsonOption = False,
+    allow_unvalidated: Annotated[
+        bool, typer.Option("--allow-unvalidated", help="Also run packs marked untrained, synthetic or research-only.")
+    ] = False,
+) -> None:
+    """Analyse files without daemons: the same steps, results as DICOM files."""
+    from appliance.daemons.analyse import analyse_paths, lines_of  # noqa: PLC0415 - each command imports only what it runs
+
+    overrides = {"packs": {"allow_unvalidated": True}} if allow_unvalidated else {}
+    settings = load(config, overrides).settings
+    configure_logs("error", "text")
+    found = analyse_paths(paths, out, settings)
+    if as_json:
+        _print_json(found)
+    else:
+        for line in lines_of(found):
+            sys.stdout.write(f"{line}\n")
+
+
+@app.command(name="settings")
+def show_settings(
+    state: StateOption = None,
+    config: ConfigOption = None,
+    *,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether they are in order.")] = False,
+) -> None:
+    """Print every setting, its value and where that came from."""
+    loaded = load(config, _overrides(state))
+    if check:
+        sys.stdout.write("The settings are in order.\n")
+        return
+    table = Table("setting", "value", "from", box=None)
+    for key, value in flat(loaded.settings.model_dump(mode="json")):
+        table.add_row(key, json.dumps(value), loaded.origins.get(key, "default"))
+    Console(soft_wrap=True).print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for results, pictures and report.")] = Path(
+        "demo-out"
+    ),
+) -> None:
+    """Send real DICOM files through the whole chain beside a small receiving PACS, and show what came back."""
+    from appliance.daemons.demo import run_demo  # noqa: PLC0415 - each command imports only what it runs
+
+    raise typer.Exit(run_demo(out, Console()))
+
+
+def _settings(state: Path | None, config: Path | None) -> Settings:
+    settings = load(config, _overrides(state)).settings
+    configure_logs(settings.log.level, settings.log.format)
+    return settings
+
+
+def _overrides(state: Path | None) -> dict[str, Any]:
+    return {} if state is None else {"state": state.absolute()}
+
+
+def _passed_on(state: Path | None, config: Path | None) -> list[str]:
+    arguments = [] if state is None else ["--state", str(state.absolute())]
+    return arguments if config is None else [*arguments, "--config", str(config.absolute())]
+
+
+def _run_daemon(run: Daemon, state: Path | None, config: Path | None) -> None:
+    settings = _settings(state, config)
+    (settings.state / "run").mkdir(parents=True, exist_ok=True)
+    with _stop_on_signal() as stop:
+        run(settings, stop, lambda: notify("READY=1"))
+        notify("STOPPING=1")
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    stop = threading.Event()
+    before = {name: signal.signal(name, lambda *_: stop.set()) for name in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
