@@ -89,6 +89,7 @@ class TaskOutcome:
         positive: Score at or above the operating point; None where there is no score.
         notes: Sentences that a reader must see, for instance that the age is unknown.
         error: For FAILED: what went wrong, without exception text.
+        pack: Name of the pack that the task belongs to, also where it did not run.
     """
 
     task: str
@@ -105,6 +106,7 @@ class TaskOutcome:
     provenance: ModelProvenance | None = None
     mask: SegmentationMask | None = None
     notes: tuple[str, ...] = ()
+    pack: str = ""
 
     @property
     def reason(self) -> str:
