@@ -7,42 +7,11 @@ import pytest
 
 from appliance.domain.eligibility import notes_of, refusal_of
 from appliance.domain.findings import RefusalCode
-from appliance.domain.instance import AgeSource, ImageAttributes, Instance, InstanceIdentity, Patient
 from appliance.domain.manifest import EligibilityRules, UnknownAge
+from tests.fakes.instances import radiograph
 
 ADULT = EligibilityRules(("CR", "DX"), ("CHEST", "THORAX"), ("PA", "AP"), 18, None, UnknownAge.RUN_AND_SAY)
 CHILD = EligibilityRules(("CR", "DX"), ("CHEST", "THORAX"), ("PA", "AP"), 1, 6, UnknownAge.REFUSE)
-
-
-def radiograph(age: float | None = 64.0, **image: Any) -> Instance:
-    """An adult's chest radiograph, with attributes changed."""
-    attributes = ImageAttributes(
-        modality="CR",
-        body_part="CHEST",
-        view_position="PA",
-        laterality="",
-        patient_orientation=("L", "F"),
-        photometric="MONOCHROME1",
-        rows=1955,
-        columns=1841,
-        frames=1,
-        samples_per_pixel=1,
-        bits_stored=15,
-        pixel_spacing_mm=None,
-        image_type=("ORIGINAL", "PRIMARY"),
-        presentation_intent="",
-        manufacturer="Acme",
-        model_name="",
-        study_date="20040826",
-        description="THORAX",
-        has_pixels=True,
-    )
-    source = AgeSource.UNKNOWN if age is None else AgeSource.PATIENT_AGE
-    return Instance(
-        InstanceIdentity("1.2.3", "1.2.840.10008.5.1.4.1.1.1", "1.2", "1.1", "1.2.840.10008.1.2.1", "0" * 64),
-        Patient("P1", "", "A^B", "", "F", age, source),
-        replace(attributes, **image),
-    )
 
 
 def test_an_adult_frontal_chest_radiograph_is_eligible() -> None:

@@ -10,7 +10,7 @@ from appliance.domain.device import MANUFACTURER, MODEL_NAME, made_here
 from appliance.domain.errors import DeliveryError, InsiteError
 from appliance.domain.identifiers import digest_of, uid_from_content
 from appliance.domain.instance import StudyKey, key_of
-from tests.domain.test_eligibility import radiograph
+from tests.fakes.instances import radiograph
 
 SOURCES = st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), max_size=5)
 
