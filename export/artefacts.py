@@ -1,0 +1,103 @@
+"""Artefacts of steps: a folder each, finished or absent, skipped when its inputs are unchanged.
+
+A step's folder counts as done when its `done.json` names the digest of everything that went in and of every file that
+came out, and the files are still those.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+DONE = "done.json"
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_of_values(*values: object) -> str:
+    """Hex SHA-256 of JSON values; key order does not matter."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file that reads well and is the same for the same value."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text())
+
+
+def run_step(root: Path, name: str, inputs: str, work: Callable[[Path], None]) -> str:
+    """Do a step unless its artefact is there and fits; return the digest of the artefact.
+
+    The step works in `<root>/<name>.partial`, which is kept when it fails, so that a step with checkpoints resumes;
+    a partial folder of other inputs is thrown away.
+
+    Args:
+        root: Folder of all artefacts.
+        name: The step, and its folder.
+        inputs: Digest of all that the step reads.
+        work: Writes the step's files into the folder that it is given.
+    """
+    final = root / name
+    present = artefact_digest(final, inputs)
+    if present is not None:
+        return present
+    partial = root / f"{name}.partial"
+    stamp = partial / "inputs.txt"
+    if not stamp.exists() or stamp.read_text() != inputs:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        stamp.write_text(inputs)
+    work(partial)
+    stamp.unlink()
+    files = {str(p.relative_to(partial)): file_sha256(p) for p in sorted(partial.rglob("*")) if p.is_file()}
+    write_json(partial / DONE, {"step": name, "inputs": inputs, "files": files})
+    replace_folder(partial, final)
+    return digest_of_values(inputs, files)
+
+
+def artefact_digest(folder: Path, inputs: str) -> str | None:
+    """The digest of a finished artefact made from these inputs, or None."""
+    done = folder / DONE
+    if not done.is_file():
+        return None
+    record = read_json(done)
+    if record["inputs"] != inputs:
+        return None
+    for name, digest in record["files"].items():
+        path = folder / name
+        if not path.is_file() or file_sha256(path) != digest:
+            return None
+    return digest_of_values(inputs, record["files"])
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Put a finished folder under its final name: everything is on disk first, the old one goes last."""
+    for path in sorted(source.rglob("*")):
+        _sync(path)
+    _sync(source)
+    old = target.with_name(f"{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

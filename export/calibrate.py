@@ -1,0 +1,105 @@
+"""Step `calibrate`: what is fitted on the frozen student: a temperature for each triage head, and the guard."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+
+from export.artefacts import read_json, write_json
+from export.augment import augmented
+from export.guard import GUARD_STRIDES, GuardHead, GuardSamples, fit
+from export.images import ImageSet, image_set
+from export.recipe import Recipe
+from export.student import ARCHITECTURES, FEATURE_STRIDES, MultiTaskNet
+
+WEIGHTS = "guard.safetensors"
+TEMPERATURES = "temperatures.json"
+BATCH = 32
+TRIAGE_LABELS = {"adult-triage": "adult", "paediatric-pneumonia": "paediatric"}
+
+
+def guard_head(student: MultiTaskNet) -> GuardHead:
+    """An unfitted guard of the size that fits a student's features."""
+    widths = dict(zip(FEATURE_STRIDES, student.encoder.architecture.feature_widths, strict=True))
+    first, second = (widths[stride] for stride in GUARD_STRIDES)
+    return GuardHead(student.encoder.architecture.embedding, (first, second))
+
+
+def calibrate(
+    recipe: Recipe, data: Path, negatives: Path, student: Path, out: Path, say: Callable[[str], None]
+) -> None:
+    """Fit temperatures on the `tune` patients and the guard on the `train` patients.
+
+    Args:
+        recipe: Architecture, seed, input.
+        data, negatives: Artefacts of those steps.
+        student: The student's weights.
+        out: Receives `temperatures.json` and `guard.safetensors`.
+        say: Told about progress.
+    """
+    net = MultiTaskNet(ARCHITECTURES[recipe.student.architecture])
+    net.load_state_dict(load_file(student))
+    net.to(memory_format=torch.channels_last).eval()
+    radiographs = image_set(data)
+    write_json(out / TEMPERATURES, _temperatures(net, radiographs, recipe))
+    say("temperatures fitted")
+    guard = guard_head(net)
+    rng = np.random.default_rng((recipe.pack.seed, 2))
+    train = radiographs.select(split="train")
+    plain = _pooled(net, guard, (radiographs.images[i] for i in train))
+    varied = _pooled(net, guard, (augmented(radiographs.images[i], None, recipe.input, rng)[0] for i in train))
+    say(f"features of {2 * len(train)} radiographs")
+    listed = read_json(negatives / "negatives.json")
+    pictures = np.load(negatives / "negatives.npy", mmap_mode="r")
+    chosen = [i for i, entry in enumerate(listed) if entry["split"] == "train"]
+    wrong = _pooled(net, guard, (pictures[i] for i in chosen))
+    kinds = tuple(listed[i]["kind"] for i in chosen)
+    say(f"features of {len(chosen)} negatives")
+    fit(guard, GuardSamples(torch.cat([plain, varied]), wrong, kinds), recipe.pack.seed)
+    save_file(guard.state_dict(), out / WEIGHTS)
+
+
+def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature in [0.25, 8] that minimises the cross-entropy of logits [n] with labels [n] of 0 and 1."""
+    candidates = torch.exp(torch.linspace(np.log(0.25), np.log(8.0), 241))
+    losses = [float(functional.binary_cross_entropy_with_logits(logits / t, labels)) for t in candidates]
+    return round(float(candidates[int(np.argmin(losses))]), 4)
+
+
+def _temperatures(net: MultiTaskNet, data: ImageSet, recipe: Recipe) -> dict[str, float]:
+    result: dict[str, float] = {}
+    for task, field in TRIAGE_LABELS.items():
+        chosen = [i for i in data.select(split="tune") if getattr(data.samples[i], field) is not None]
+        if task == "adult-triage":
+            chosen = [i for i in chosen if (data.samples[i].age or 0.0) >= recipe.data.adult_min_age_years]
+        with torch.no_grad():
+            logits = torch.cat([getattr(net(batch), field)[:, 0] for batch in _batches(data.images[i] for i in chosen)])
+        labels = torch.tensor([float(getattr(data.samples[i], field)) for i in chosen])
+        result[task] = fitted_temperature(logits, labels)
+    return result
+
+
+def _pooled(net: MultiTaskNet, guard: GuardHead, images: Iterable[NDArray[np.uint8]]) -> Tensor:
+    positions = [1 + FEATURE_STRIDES.index(stride) for stride in GUARD_STRIDES]
+    rows: list[Tensor] = []
+    with torch.no_grad():
+        for batch in _batches(images):
+            outputs = net.encoder(batch)
+            rows.append(guard.pooled(outputs[0], *(outputs[position] for position in positions)))
+    return torch.cat(rows)
+
+
+def _batches(images: Iterable[NDArray[np.uint8]]) -> Iterator[Tensor]:
+    pending: list[NDArray[np.uint8]] = []
+    for image in images:
+        pending.append(image)
+        if len(pending) == BATCH:
+            yield torch.from_numpy(np.stack(pending)[:, None])
+            pending = []
+    if pending:
+        yield torch.from_numpy(np.stack(pending)[:, None])

@@ -1,0 +1,111 @@
+"""The labelled radiographs: rows of `labels.csv` as samples, checked before a single image is read."""
+
+import csv
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.domain.errors import InputError
+from export.recipe import DataSection
+
+COLUMNS = (
+    "file", "mask", "split", "dataset", "licence", "nc", "patient_id", "sex", "age", "view", "abnormal",
+)  # fmt: skip
+DATASETS = {
+    "NIH ChestX-ray14": "nih",
+    "Kermany pediatric chest X-ray": "kermany",
+    "Hannover COVID-19 image repository": "hannover",
+    "covid-chestxray-dataset (Cohen et al.), June 2020": "cohen",
+}
+SPLITS = ("train", "tune", "val")
+_SHARE_ALIKE = "CC BY-SA"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One radiograph: where it lies and what is known of it; None is not known, never negative.
+
+    `adult` is the NIH label "a finding that needs a look", `paediatric` the Kermany label "pneumonia"; a case-level
+    "has COVID-19" is no label of an image. `sex` is `M`, `F` or empty.
+    """
+
+    file: str
+    mask: str
+    dataset: str
+    split: str
+    patient: str
+    sex: str
+    age: float | None
+    view: str
+    adult: int | None
+    paediatric: int | None
+
+
+def samples_from_csv(path: Path, section: DataSection, seed: int) -> tuple[Sample, ...]:
+    """Read, filter and check the labels.
+
+    Rows whose licence bars commercial use (`nc` other than 0) or asks for share-alike are left out.
+
+    Raises:
+        InputError: A column is missing, a patient is in both splits, or a task has one class only.
+    """
+    with path.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        for column in COLUMNS:
+            if column not in (reader.fieldnames or ()):
+                raise InputError(f"{path} has no column {column!r}.", "Add the column, or use the README's layout.")
+        rows = [row for row in reader if row["nc"] == "0" and not row["licence"].startswith(_SHARE_ALIKE)]
+    samples = tuple(_sample(row, section, seed) for row in rows)
+    refuse_leakage(samples)
+    for split in SPLITS:
+        for task in ("adult", "paediatric"):
+            classes = {getattr(s, task) for s in samples if s.split == split} - {None}
+            if classes != {0, 1}:
+                raise InputError(
+                    f"{path}: the split {split!r} has classes {sorted(classes)} for the task {task!r}.",
+                    "Both classes are needed in each split: add rows or move patients.",
+                )
+    return samples
+
+
+def refuse_leakage(samples: Iterable[Sample]) -> None:
+    """Refuse samples where a patient is in more than one split."""
+    splits: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for sample in samples:
+        splits[sample.dataset, sample.patient].add(sample.split)
+    leaking = sorted(patient for (_, patient), where in splits.items() if len(where) > 1)
+    if leaking:
+        raise InputError(
+            f"{len(leaking)} patients are in more than one split, for instance {leaking[0]!r}.",
+            "Give all images of a patient the same split.",
+        )
+
+
+def _sample(row: dict[str, str], section: DataSection, seed: int) -> Sample:
+    dataset = DATASETS.get(row["dataset"])
+    if dataset is None:
+        raise InputError(f"Unknown dataset {row['dataset']!r}.", f"Known: {', '.join(DATASETS)}.")
+    if row["split"] not in ("train", "val"):
+        raise InputError(f"{row['file']} has the split {row['split']!r}.", "It must be train or val.")
+    label = int(row["abnormal"]) if row["abnormal"] else None
+    return Sample(
+        file=row["file"],
+        mask=row["mask"],
+        dataset=dataset,
+        split=_split(row, section.tune_percent, seed),
+        patient=row["patient_id"],
+        sex=row["sex"],
+        age=float(row["age"]) if row["age"] else None,
+        view=row["view"],
+        adult=label if dataset == "nih" else None,
+        paediatric=label if dataset == "kermany" else None,
+    )
+
+
+def _split(row: dict[str, str], tune_percent: int, seed: int) -> str:
+    if row["split"] == "val":
+        return "val"
+    token = hashlib.sha256(f"{seed}:{row['dataset']}:{row['patient_id']}".encode()).digest()
+    return "tune" if int.from_bytes(token[:4], "big") % 100 < tune_percent else "train"

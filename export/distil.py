@@ -1,0 +1,76 @@
+"""Step `distil`: a small student learns from the labels and from all that the teacher says of the same pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from export.images import image_set
+from export.learning import Batch, Training, supervised_loss, train, upsampled
+from export.pretrained import PUBLISHED, load_published
+from export.recipe import Recipe, StudentSection
+from export.student import ARCHITECTURES, MultiTaskNet, Outputs
+
+WEIGHTS = "student.safetensors"
+
+
+class _Projected(nn.Module):
+    """The student beside the projection that compares its embedding with the teacher's; only the student ships."""
+
+    def __init__(self, core: MultiTaskNet, teacher_width: int) -> None:
+        super().__init__()
+        self.core = core
+        self.projection = nn.Linear(core.encoder.architecture.embedding, teacher_width)
+
+
+def distil(recipe: Recipe, data: Path, teacher: Path, out: Path, say: Callable[[str], None]) -> None:
+    """Train the student of the recipe and write its weights to `<out>/student.safetensors`.
+
+    Args:
+        recipe: Its `student` section decides everything.
+        data: The artefact of the data step.
+        teacher: The teacher's weights, of the architecture that the recipe names.
+        out: Folder to work in; holds a checkpoint until the training is finished.
+        say: Told about progress.
+    """
+    torch.manual_seed(recipe.pack.seed)
+    expert = MultiTaskNet(ARCHITECTURES[recipe.teacher.architecture])
+    expert.load_state_dict(load_file(teacher))
+    expert.to(memory_format=torch.channels_last).eval()
+    student = MultiTaskNet(ARCHITECTURES[recipe.student.architecture])
+    if student.encoder.architecture.name in PUBLISHED:
+        load_published(student.encoder)
+    projected = _Projected(student, expert.encoder.architecture.embedding)
+
+    def loss_of(batch: Batch) -> Tensor:
+        with torch.no_grad():
+            advice = expert(batch.image)
+        outputs = student(batch.image)
+        taught = taught_loss(outputs, projected.projection(outputs.embedding), advice, batch, recipe.student)
+        return supervised_loss(outputs, batch) + taught
+
+    run = Training(image_set(data), recipe.input, recipe.student, recipe.pack.seed + 1, out, say)
+    save_file(train(projected, student, run, loss_of), out / WEIGHTS)
+
+
+def taught_loss(outputs: Outputs, projection: Tensor, advice: Outputs, batch: Batch, section: StudentSection) -> Tensor:
+    """What the teacher adds to the labels: its probabilities, the direction of its embedding, its lung masks."""
+    soft = soft_label_loss(outputs.adult, advice.adult, batch.soft_adult)
+    soft = soft + soft_label_loss(outputs.paediatric, advice.paediatric, batch.soft_paediatric)
+    distance = 1.0 - functional.cosine_similarity(projection.float(), advice.embedding.float()).mean()
+    side = outputs.lungs.shape[-1]
+    masks = functional.binary_cross_entropy_with_logits(
+        upsampled(outputs.lungs, side), torch.sigmoid(upsampled(advice.lungs, side))
+    )
+    return section.soft_label_weight * soft + section.feature_weight * distance + section.soft_mask_weight * masks
+
+
+def soft_label_loss(logits: Tensor, advice: Tensor, counts: Tensor) -> Tensor:
+    """Cross-entropy to the teacher's probability over the samples where its opinion counts."""
+    if not bool(counts.any()):
+        return logits.sum() * 0.0
+    target = torch.sigmoid(advice.float()[counts])
+    return functional.binary_cross_entropy_with_logits(logits.float()[counts], target)

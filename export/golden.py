@@ -1,0 +1,68 @@
+"""Step `golden`: synthetic inputs with the outputs of every precision, replayed on the target before activation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
+
+from appliance.domain.manifest import InputSpec
+from export.artefacts import write_json
+from export.phantoms import phantom
+from export.runner import runner_of
+from export.student import ARCHITECTURES, MultiTaskNet
+
+CASES, ARRAYS = "cases.json", "cases.safetensors"
+SEEDS = (0, 1, 2, 3)
+TOLERANCE = {"score_abs": 0.05, "mask_dice": 0.98}
+MASK_THRESHOLD = 0.5
+
+
+def make_golden(
+    spec: InputSpec, encoders: dict[str, str], tasks: Sequence[str], graphs: Path, teacher: tuple[str, Path], out: Path
+) -> None:
+    """Write `cases.safetensors` and `cases.json`.
+
+    `inputs` is uint8 [K, 1, rows, columns]; `<precision>/<task>/<output>` holds what that precision said, masks as
+    uint8 of 0 and 1 at the threshold 0.5; `teacher/<task>/score` what the teacher said.
+
+    Args:
+        spec: The pack's input.
+        encoders: Precision to the encoder's file in `graphs`.
+        tasks: The tasks with a head in `graphs`.
+        graphs: Folder laid out as a pack.
+        teacher: Architecture and weights of the teacher.
+        out: Folder to write to.
+    """
+    inputs = np.stack([phantom(spec, seed) for seed in SEEDS])[:, None]
+    arrays: dict[str, NDArray[np.generic]] = {"inputs": inputs}
+    for precision, encoder in encoders.items():
+        results = runner_of(graphs, encoder, tasks).run(inputs, tasks)
+        for task, outputs in results.items():
+            for name, values in outputs.items():
+                arrays[f"{precision}/{task}/{name}"] = stored(name, values)
+    for task, scores in _teacher_scores(inputs, *teacher).items():
+        arrays[f"teacher/{task}/score"] = scores
+    save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, out / ARRAYS)
+    cases = [{"name": f"synthetic chest-like phantom {seed}", "synthetic": True} for seed in SEEDS]
+    write_json(out / CASES, {"cases": cases, "tolerance": TOLERANCE})
+
+
+def stored(name: str, values: NDArray[np.float32]) -> NDArray[np.generic]:
+    """How an output is kept: masks thresholded to uint8, everything else as it is."""
+    return (values >= MASK_THRESHOLD).astype(np.uint8) if name == "mask" else values
+
+
+def _teacher_scores(inputs: NDArray[np.uint8], architecture: str, weights: Path) -> dict[str, NDArray[np.float32]]:
+    net = MultiTaskNet(ARCHITECTURES[architecture])
+    net.load_state_dict(load_file(weights))
+    net.eval()
+    with torch.no_grad():
+        outputs = net(torch.from_numpy(inputs))
+    return {
+        "adult-triage": torch.sigmoid(outputs.adult).numpy(),
+        "paediatric-pneumonia": torch.sigmoid(outputs.paediatric).numpy(),
+    }

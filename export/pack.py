@@ -1,0 +1,137 @@
+"""Step `pack`: graphs, golden cases, reports and manifests become one signed folder, whole or not at all."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from appliance.domain.errors import GateError
+from appliance.domain.manifest import (
+    EncoderVariant,
+    OperatingPoint,
+    PackManifest,
+    TaskManifest,
+    TensorSpec,
+    Validation,
+)
+from appliance.packs.build import write_manifests
+from appliance.packs.signing import sign_pack
+from export.artefacts import DONE, read_json, replace_folder, write_json
+from export.card import SOURCES, model_card
+from export.recipe import Recipe
+from export.sbom import bill_of_materials
+from export.tasks import GUARD, NOT_FOR_DIAGNOSIS, TaskText, task_texts
+
+ENCODER_FILES = {"fp32": "encoder.onnx", "int8": "encoder.int8.onnx"}
+RUNTIME = "onnxruntime-cpu"
+PASSED = "pass"
+INTENDED_USE = "Triage and lung outlines on frontal chest radiographs, for a qualified reader, as a second look."
+_DATATYPES = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.UINT8: "UINT8"}
+
+
+def pack(
+    recipe: Recipe, recipe_file: Path, graphs: Path, golden: Path, verified: Path, private_key: Path, out: Path
+) -> PackManifest:
+    """Write a complete, signed pack to `out`; nothing appears under that name before it is whole.
+
+    Args:
+        recipe, recipe_file: The recipe, and its file, which is a part of the pack.
+        graphs: The artefact of the step `quantise`.
+        golden: The artefact of the step `golden`.
+        verified: The artefact of the step `verify`: gate report, operating points, precisions in order.
+        private_key: Signs the pack.
+        out: The pack's folder; replaced if it is there.
+
+    Raises:
+        GateError: The gate report does not pass.
+    """
+    report = read_json(verified / "gate-report.json")
+    if report["verdict"] != PASSED:
+        failed = [rule[0] for rule in report["rules"] if rule[3] != "yes"]
+        raise GateError(
+            f"The gate refuses the pack {recipe.pack.name}: {'; '.join(failed)}.",
+            f"Read {verified / 'gate-report.json'}; improve the recipe or the data.",
+        )
+    validation = Validation(report["validation"])
+    precisions: list[str] = read_json(verified / "precisions.json")
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    _copy_graphs(graphs, partial, precisions)
+    shutil.copytree(golden, partial / "golden", ignore=shutil.ignore_patterns(DONE))
+    shutil.copy(verified / "gate-report.json", partial)
+    shutil.copy(recipe_file, partial / "recipe.toml")
+    write_json(partial / "sbom.cdx.json", bill_of_materials(recipe, SOURCES))
+    (partial / "MODEL_CARD.md").write_text(model_card(recipe, report, validation.value))
+    points = read_json(verified / "operating-points.json")
+    manifest = write_manifests(partial, _draft(recipe, partial, precisions, points, validation))
+    sign_pack(partial, private_key)
+    replace_folder(partial, out)
+    return manifest
+
+
+def _copy_graphs(graphs: Path, target: Path, precisions: list[str]) -> None:
+    target.mkdir(parents=True)
+    for precision in precisions:
+        shutil.copy(graphs / ENCODER_FILES[precision], target)
+    for task in task_texts():
+        folder = target / "tasks" / task.name
+        folder.mkdir(parents=True)
+        shutil.copy(graphs / "tasks" / task.name / "head.onnx", folder)
+
+
+def _draft(
+    recipe: Recipe, folder: Path, precisions: list[str], points: dict[str, Any], validation: Validation
+) -> PackManifest:
+    return PackManifest(
+        name=recipe.pack.name,
+        title=recipe.pack.title,
+        release=recipe.pack.release,
+        version=recipe.pack.version,
+        licence=recipe.pack.licence,
+        validation=validation,
+        intended_use=INTENDED_USE,
+        not_for=NOT_FOR_DIAGNOSIS,
+        udi="",
+        input=recipe.input,
+        encoder_outputs=graph_outputs(folder / ENCODER_FILES[precisions[0]]),
+        variants=tuple(EncoderVariant(p, ENCODER_FILES[p], (RUNTIME,)) for p in precisions),
+        guard=GUARD,
+        tasks=tuple(_task(recipe, folder, task, precisions, points[task.name]) for task in task_texts()),
+        files={},
+        gate_report_id="",
+        base_digest="",
+        digest="",
+    )
+
+
+def _task(
+    recipe: Recipe, folder: Path, task: TaskText, precisions: list[str], points: dict[str, dict[str, Any]]
+) -> TaskManifest:
+    head = f"tasks/{task.name}/head.onnx"
+    graph = onnx.load(folder / head).graph
+    return TaskManifest(
+        name=task.name,
+        title=task.title,
+        kind=task.kind,
+        release=recipe.pack.release,
+        base_digest="",
+        head=head,
+        inputs=tuple(each.name for each in graph.input),
+        outputs=graph_outputs(folder / head),
+        finding=task.finding,
+        operating_points=tuple(OperatingPoint(precision=p, **points[p]) for p in precisions),
+        eligibility=task.eligibility,
+        intended_use=task.intended_use,
+        not_for=task.not_for,
+    )
+
+
+def graph_outputs(path: Path) -> tuple[TensorSpec, ...]:
+    """The outputs of an ONNX file with a free batch dimension."""
+    specs = []
+    for output in onnx.load(path).graph.output:
+        kind = output.type.tensor_type
+        shape = (-1, *(dimension.dim_value for dimension in kind.shape.dim[1:]))
+        specs.append(TensorSpec(output.name, _DATATYPES[kind.elem_type], shape))
+    return tuple(specs)

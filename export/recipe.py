@@ -1,0 +1,126 @@
+"""A pack's recipe as typed values: one TOML file, unknown and missing keys are errors."""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.domain.errors import SettingsError
+from appliance.domain.manifest import InputSpec
+
+
+@dataclass(frozen=True, slots=True)
+class PackSection:
+    """Who the pack is; `seed` fixes every random choice of the export."""
+
+    name: str
+    title: str
+    release: int
+    version: str
+    licence: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataSection:
+    """How rows become samples; `tune_percent` of the training patients choose thresholds, never weights."""
+
+    tune_percent: int
+    mask_side: int
+    unreadable_percent_max: float
+    adult_min_age_years: float
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherSection:
+    """How the teacher is trained; rates are AdamW learning rates, `frozen_blocks` counts from the stem."""
+
+    architecture: str
+    steps: int
+    batch: int
+    backbone_rate: float
+    head_rate: float
+    weight_decay: float
+    frozen_blocks: int
+    ema_decay: float
+
+
+@dataclass(frozen=True, slots=True)
+class StudentSection:
+    """How the student is distilled: as the teacher, and the weights of what the teacher says."""
+
+    architecture: str
+    steps: int
+    batch: int
+    backbone_rate: float
+    head_rate: float
+    weight_decay: float
+    frozen_blocks: int
+    ema_decay: float
+    soft_label_weight: float
+    feature_weight: float
+    soft_mask_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class GuardSection:
+    """How many wrong pictures of each made kind the guard learns from and is measured on."""
+
+    made_per_kind_train: int
+    made_per_kind_val: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides what a pack becomes."""
+
+    pack: PackSection
+    input: InputSpec
+    data: DataSection
+    teacher: TeacherSection
+    student: StudentSection
+    guard: GuardSection
+
+
+def recipe_from_toml(path: Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        SettingsError: No such file, no TOML, or a key that is unknown, missing or of another type; it is named.
+    """
+    try:
+        document = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"The recipe {path} can't be read: {error}.", "Give an existing TOML file.") from error
+    sections = {field.name: field.type for field in dataclasses.fields(Recipe)}
+    _refuse_difference("the recipe", set(document), set(sections))
+    return Recipe(**{name: _section(name, kind, document[name]) for name, kind in sections.items()})
+
+
+def as_json(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, for digests and for the card."""
+    return dataclasses.asdict(recipe)
+
+
+def _section(name: str, kind: Any, values: object) -> Any:
+    if not isinstance(values, dict):
+        raise SettingsError(f"[{name}] of the recipe is not a table.", "Write it as a TOML table.")
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    _refuse_difference(f"[{name}]", set(values), set(fields))
+    return kind(**{key: _value(f"{name}.{key}", fields[key], value) for key, value in values.items()})
+
+
+def _value(name: str, kind: Any, value: object) -> object:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+        raise SettingsError(f"{name} of the recipe is {value!r}.", f"It must be of type {kind.__name__}.")
+    return value
+
+
+def _refuse_difference(where: str, given: set[str], known: set[str]) -> None:
+    for key in sorted(given - known):
+        raise SettingsError(f"Unknown key {key!r} in {where}.", f"Known: {', '.join(sorted(known))}.")
+    for key in sorted(known - given):
+        raise SettingsError(f"{where} lacks the key {key!r}.", "Add it to the recipe.")
