@@ -1,0 +1,39 @@
+"""The database that work in progress lives in: the ledger's own file, so that both change in one transaction."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+BUSY_MILLISECONDS = 30_000
+"""How long a writer waits for another one before it gives up."""
+
+
+def open_engine(file: Path) -> sa.Engine:
+    """An engine on a SQLite file whose commits are on disk when they return.
+
+    Args:
+        file: The ledger's database; it must exist and be readable by the service's own user only.
+    """
+    engine = sa.create_engine(f"sqlite:///{file}", pool_size=10, max_overflow=10)
+    sa.event.listen(engine, "connect", _make_durable)
+    return engine
+
+
+def _make_durable(connection: Any, _: Any) -> None:
+    connection.isolation_level = "IMMEDIATE"
+    for pragma in (
+        f"busy_timeout={BUSY_MILLISECONDS}",
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def join_logs() -> None:
+    """Let the library's warnings go through our own log: it prints to the terminal only where nobody listens."""
+    logger = logging.getLogger("dbos")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())

@@ -1,0 +1,233 @@
+"""Durable work on DBOS: every study and every delivery is a workflow that survives the death of the process.
+
+Workflow `study:<token>:<revision>[:<turn>]` runs analyse, report, hand-over; `dlv:<token>:<revision>:<destination>:<n>`
+is the n-th attempt at one destination, on a queue of that destination's own. Steps run at least once. A long wait is
+never a sleeping thread: the workflow ends and its next turn is enqueued with a delay.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, EnqueueOptions
+from dbos import error as dbos_error
+
+from appliance.domain.errors import TransitionError
+from appliance.domain.ports import Transaction
+from appliance.telemetry import logger_for
+from appliance.workflow.database import join_logs, open_engine
+from appliance.workflow.steps import Next, StudySteps
+
+APPLICATION = "insite"
+APPLICATION_VERSION = "1"
+"""Constant: work begun by one release is ended by the next; a change to the order of steps goes behind `DBOS.patch`."""
+EXECUTOR = "worker"
+"""Fixed: a restarted worker takes up what it had begun."""
+STUDY, DELIVERY = "study", "delivery"
+STUDIES = "studies"
+MAX_RECOVERIES = 10
+"""How often the process may die over one workflow before that workflow counts as the cause."""
+MAX_FAULTS = 3
+"""How often a step may end unexpectedly before its study ends as failed."""
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 30.0
+LONGEST_DELIVERY_PAUSE_SECONDS = 3600.0
+CLOSE_SECONDS = 5
+"""How long a clean stop waits for running steps; what is left is resumed at the next start."""
+DIED = "The worker process ended again and again while working on this."
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast work is taken up.
+
+    Attributes:
+        poll_seconds: Between two looks at a queue.
+        concurrency: Studies worked on at the same time, and deliveries to one destination.
+        delivery_retry_seconds: Before the second attempt at a destination; doubled after each, up to an hour.
+    """
+
+    poll_seconds: float
+    concurrency: int
+    delivery_retry_seconds: float
+
+
+class StudyWorkflows:
+    """Runs `steps` durably from `with` to the end of it; one per process, because DBOS is.
+
+    Args:
+        file: The ledger's SQLite database, which exists.
+        destinations: Names of all destinations, each of which gets a queue of its own.
+    """
+
+    def __init__(self, file: Path, steps: StudySteps, destinations: tuple[str, ...], pace: Pace) -> None:
+        self._steps = steps
+        self._destinations = destinations
+        self._pace = pace
+        self._log = logger_for("workflow")
+        self._database = open_engine(file)
+        self._client = DBOSClient(
+            system_database_engine=self._database,
+            serializer=DBOSPortableJSONSerializer(),
+            application_name=APPLICATION,
+            lazy=True,
+        )
+
+    def __enter__(self) -> Self:
+        join_logs()
+        config: DBOSConfig = {
+            "name": APPLICATION,
+            "application_version": APPLICATION_VERSION,
+            "executor_id": EXECUTOR,
+            "system_database_engine": self._database,
+            "serializer": DBOSPortableJSONSerializer(),
+            "enable_otlp": False,
+            "log_level": "WARNING",
+        }
+        DBOS(config=config)
+        self._register()
+        DBOS.launch()
+        for queue in (STUDIES, *map(_queue_of, self._destinations)):
+            DBOS.register_queue(
+                queue,
+                worker_concurrency=self._pace.concurrency,
+                polling_interval_sec=self._pace.poll_seconds,
+                on_conflict="always_update",
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        DBOS.destroy(destroy_registry=True, workflow_completion_timeout_sec=CLOSE_SECONDS)
+        self._client.destroy()
+        self._database.dispose()
+
+    def enqueue(self, within: Transaction, token: str, revision: int) -> None:
+        """Put a revision to work, at the commit of a transaction on the ledger.
+
+        Raises:
+            TransitionError: An earlier revision of the study is still in work; ask again later.
+        """
+        options = _options(STUDY, STUDIES, f"study:{token}:{revision}")
+        options["deduplication_id"] = token
+        try:
+            self._client.enqueue_in_transaction(within.connection, options, token, revision, 0, 0)
+        except dbos_error.DBOSQueueDeduplicatedError as error:
+            raise TransitionError("An earlier revision of this study is still in work.") from error
+
+    def end_dead(self) -> int:
+        """Tell the ledger of work that the engine gave up, because the process died over it again and again.
+
+        Returns:
+            How many workflows ended so.
+        """
+        dead = DBOS.list_workflows(
+            name=[STUDY, DELIVERY], status=["MAX_RECOVERY_ATTEMPTS_EXCEEDED", "ERROR", "CANCELLED"], load_output=False
+        )
+        for workflow in dead:
+            arguments = workflow.input["args"] if workflow.input else ()
+            self._log.error("work given up", workflow=workflow.workflow_id, status=workflow.status)
+            if workflow.name == STUDY:
+                self._steps.fail(arguments[0], arguments[1], DIED)
+            else:
+                self._steps.abandon(arguments[0], arguments[1], arguments[2], DIED)
+            DBOS.delete_workflow(workflow.workflow_id)
+        return len(dead)
+
+    def forget(self, before: datetime) -> int:
+        """Delete the engine's rows of work that ended before a time; the ledger keeps the truth.
+
+        Returns:
+            How many workflows were deleted.
+        """
+        ended = DBOS.list_workflows(
+            status="SUCCESS", completed_before=before.isoformat(), load_input=False, load_output=False
+        )
+        if ended:
+            DBOS.delete_workflows([workflow.workflow_id for workflow in ended])
+        return len(ended)
+
+    def _register(self) -> None:
+        @DBOS.workflow(name=STUDY, max_recovery_attempts=MAX_RECOVERIES)
+        def study(token: str, revision: int, turn: int, faults: int) -> None:
+            self._study(token, revision, turn, faults)
+
+        @DBOS.workflow(name=DELIVERY, max_recovery_attempts=MAX_RECOVERIES)
+        def delivery(token: str, revision: int, destination: str, attempt: int, faults: int) -> None:
+            self._delivery(token, revision, destination, attempt, faults)
+
+    def _study(self, token: str, revision: int, turn: int, faults: int) -> None:
+        for name, step in (("analyse", self._steps.analyse), ("report", self._steps.report)):
+            said, fault = self._run(name, partial(_said, step, token, revision))
+            if fault or said == Next.LATER.value:
+                self._study_again(token, revision, turn, faults, fault)
+                return
+            if said == Next.STOP.value:
+                return
+        due, fault = self._run("hand over", partial(self._steps.hand_over, token, revision))
+        if fault:
+            self._study_again(token, revision, turn, faults, fault)
+            return
+        for destination in due:
+            self._attempt(token, revision, destination, 1, 0, delay=None)
+
+    def _study_again(self, token: str, revision: int, turn: int, faults: int, fault: str) -> None:
+        faults += bool(fault)
+        if faults >= MAX_FAULTS:
+            DBOS.run_step({"name": "fail"}, self._steps.fail, token, revision, fault)
+            return
+        options = _options(STUDY, STUDIES, f"study:{token}:{revision}:{turn + 1}")
+        options["delay_seconds"] = _doubled(FIRST_PAUSE_SECONDS, turn, LONGEST_PAUSE_SECONDS)
+        DBOS.enqueue_workflow_with_options(options, token, revision, turn + 1, faults)
+
+    def _delivery(self, token: str, revision: int, destination: str, attempt: int, faults: int) -> None:
+        said, fault = self._run("deliver", partial(_said, self._steps.deliver, token, revision, destination, attempt))
+        faults += bool(fault)
+        if faults >= MAX_FAULTS:
+            DBOS.run_step({"name": "abandon"}, self._steps.abandon, token, revision, destination, fault)
+        elif fault or said == Next.LATER.value:
+            delay = _doubled(self._pace.delivery_retry_seconds, attempt - 1, LONGEST_DELIVERY_PAUSE_SECONDS)
+            self._attempt(token, revision, destination, attempt + 1, faults, delay=delay)
+
+    def _attempt(
+        self, token: str, revision: int, destination: str, attempt: int, faults: int, *, delay: float | None
+    ) -> None:
+        options = _options(DELIVERY, _queue_of(destination), f"dlv:{token}:{revision}:{destination}:{attempt}")
+        if delay is not None:
+            options["delay_seconds"] = delay
+        DBOS.enqueue_workflow_with_options(options, token, revision, destination, attempt, faults)
+
+    def _run(self, name: str, step: Callable[[], Any]) -> tuple[Any, str]:
+        """A step's answer, kept by the engine so that a resumed workflow does not ask again, or how it ended."""
+
+        def answer() -> tuple[Any, str]:
+            try:
+                return step(), ""
+            except Exception as error:  # noqa: BLE001 - the top of the work: counted, told in the ledger, tried again
+                self._log.exception("step ended unexpectedly", step=name, workflow=DBOS.workflow_id)
+                return None, f"The step `{name}` ended unexpectedly ({type(error).__name__}); the log says more."
+
+        said, fault = DBOS.run_step({"name": name}, answer)
+        return said, fault
+
+
+def _options(workflow: str, queue: str, identifier: str) -> EnqueueOptions:
+    return {"workflow_name": workflow, "queue_name": queue, "workflow_id": identifier}
+
+
+def _said(step: Callable[..., Next], *arguments: Any) -> str:
+    return step(*arguments).value
+
+
+def _queue_of(destination: str) -> str:
+    return f"deliver-{destination}"
+
+
+def _doubled(first: float, times: int, longest: float) -> float:
+    """The pause after `times` earlier ones, each twice as long as the one before; `times` may be large."""
+    return min(longest, first * 2.0 ** min(times, 60))
