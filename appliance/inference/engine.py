@@ -1,0 +1,61 @@
+"""The contract of every runtime: load a graph, run it on named arrays, let it go."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from appliance.domain.manifest import TensorSpec
+from appliance.inference.tensors import Array
+
+
+class Engine(Protocol):
+    """One loaded graph. `run` may be called by several threads; `close` may be called twice.
+
+    Attributes:
+        runtime: The runtime's name, as manifests write it (`onnxruntime-cpu`).
+        precision: What the graph computes in (`fp32`, `int8`).
+        inputs, outputs: The graph's own tensors; -1 for each length that it leaves open.
+    """
+
+    @property
+    def runtime(self) -> str: ...  # noqa: D102 - described above
+    @property
+    def precision(self) -> str: ...  # noqa: D102 - described above
+    @property
+    def inputs(self) -> Sequence[TensorSpec]: ...  # noqa: D102 - described above
+    @property
+    def outputs(self) -> Sequence[TensorSpec]: ...  # noqa: D102 - described above
+
+    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Compute all outputs from all inputs.
+
+        Raises:
+            InvalidTensorError: A name, datatype or shape that the graph does not take.
+            InferenceUnavailableError: The engine is closed.
+            InferenceError: The runtime failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds; a run in progress ends normally."""
+        ...
+
+
+class Runtime(Protocol):
+    """Somebody who makes engines on one kind of device."""
+
+    @property
+    def name(self) -> str:
+        """The name by which a manifest asks for it."""
+        ...
+
+    def load(self, graph: bytes, *, title: str, precision: str) -> Engine:
+        """Make an engine of a verified ONNX graph.
+
+        Args:
+            graph: The file's content; it was read once, when its digest was checked.
+            title: How to name it in errors.
+
+        Raises:
+            PackContentError: The runtime can't load it.
+        """
+        ...

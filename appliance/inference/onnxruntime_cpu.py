@@ -1,0 +1,153 @@
+"""The engine that every machine has: ONNX Runtime on the CPU."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnxruntime
+
+from appliance.domain.errors import InferenceError, InferenceUnavailableError, InvalidTensorError, PackContentError
+from appliance.domain.manifest import TensorSpec
+from appliance.inference.tensors import Array, described, fits
+
+NAME = "onnxruntime-cpu"
+
+_PROVIDERS = ("CPUExecutionProvider",)
+_DATATYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+}
+_ERRORS_ONLY = 3
+"""ONNX Runtime's severity level that leaves out warnings about the machine's missing GPU."""
+
+_native = onnxruntime.capi.onnxruntime_pybind11_state
+_FAILURES = (
+    _native.Fail,
+    _native.InvalidArgument,
+    _native.InvalidGraph,
+    _native.InvalidProtobuf,
+    _native.NotImplemented,
+    _native.RuntimeException,
+    _native.EngineError,
+    _native.EPFail,
+    RuntimeError,
+)
+"""The library's errors have no common root of their own; RuntimeError is what its C++ exceptions become."""
+
+
+class OnnxRuntimeCpu:
+    """Makes engines that share a number of threads among the operators of one graph.
+
+    Args:
+        threads: Threads of one run, at least 1.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    @property
+    def name(self) -> str:
+        """The name by which a manifest asks for it."""
+        return NAME
+
+    def load(self, graph: bytes, *, title: str, precision: str) -> "OnnxRuntimeCpuEngine":
+        """Make an engine; see `Runtime.load`."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = _ERRORS_ONLY
+        # Idle threads must not spin: the node, the worker and the database live on the same CPUs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            session = onnxruntime.InferenceSession(graph, options, providers=list(_PROVIDERS))
+        except _FAILURES as error:
+            raise PackContentError(
+                f"ONNX Runtime can't load {title}: {error}.", "Build the pack again for this software."
+            ) from error
+        return OnnxRuntimeCpuEngine(session, title, precision)
+
+
+class OnnxRuntimeCpuEngine:
+    """One ONNX Runtime session."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, title: str, precision: str) -> None:
+        self._session: onnxruntime.InferenceSession | None = session
+        self._title = title
+        self._precision = precision
+        self._inputs = _specs(session.get_inputs())
+        self._outputs = _specs(session.get_outputs())
+        # A burst of large batches must not keep its memory for good.
+        self._run_options = onnxruntime.RunOptions()
+        self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    @property
+    def runtime(self) -> str:
+        """The runtime's name."""
+        return NAME
+
+    @property
+    def precision(self) -> str:
+        """What the graph computes in."""
+        return self._precision
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]:
+        """The graph's inputs."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> Sequence[TensorSpec]:
+        """The graph's outputs."""
+        return self._outputs
+
+    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Compute all outputs; see `Engine.run`."""
+        session = self._session
+        if session is None:
+            raise InferenceUnavailableError(f"{self._title} is closed.", "Ask again when the pack is loaded.")
+        self._check(inputs)
+        names = [spec.name for spec in self._outputs]
+        try:
+            arrays = session.run(names, dict(inputs), self._run_options)
+        except _FAILURES as error:
+            raise InferenceError(f"ONNX Runtime failed on {self._title}: {error}.", "See the log.") from error
+        return dict(zip(names, arrays, strict=True))
+
+    def close(self) -> None:
+        """Let the session go."""
+        self._session = None
+
+    def _check(self, inputs: Mapping[str, Array]) -> None:
+        if set(inputs) != {spec.name for spec in self._inputs}:
+            raise InvalidTensorError(
+                f"{self._title} was given {', '.join(sorted(inputs)) or 'no input'}.",
+                f"It takes {', '.join(described(spec) for spec in self._inputs)}.",
+            )
+        for spec in self._inputs:
+            array = inputs[spec.name]
+            if not fits(spec, array):
+                raise InvalidTensorError(
+                    f"The input {spec.name} of {self._title} is {array.dtype} {list(array.shape)}.",
+                    f"Expected is {described(spec)}.",
+                )
+
+
+def _specs(nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            node.name,
+            _DATATYPES.get(node.type, node.type),
+            tuple(length if isinstance(length, int) else -1 for length in node.shape),
+        )
+        for node in nodes
+    )
