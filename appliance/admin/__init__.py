@@ -1,1 +1,1 @@
-"""The status site of one appliance."""
+"""The status site: server-rendered pages for a hospital's own network, nothing without a log-in."""
