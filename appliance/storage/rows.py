@@ -1,0 +1,87 @@
+"""Between rows and the domain's records."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter
+from sqlalchemy import Row
+
+from appliance.domain.findings import ResultObject, StudyAnalysis
+from appliance.domain.instance import Instance, StudyKey
+from appliance.domain.lifecycle import DeliveryState, StudyState
+from appliance.domain.ports import DeliveryRecord, Incident, StoredInstance, StudyRecord
+
+
+def text_from_time(time: datetime) -> str:
+    """UTC ISO 8601 with microseconds; `time` is aware."""
+    return time.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def json_from_instance(instance: Instance) -> str:
+    """An instance as JSON."""
+    return TypeAdapter(Instance).dump_json(instance).decode()
+
+
+def json_from_analysis(analysis: StudyAnalysis) -> str:
+    """An analysis as JSON, without its masks: those live in the result objects."""
+    bare = replace(analysis, outcomes=tuple(replace(outcome, mask=None) for outcome in analysis.outcomes))
+    return _analyses().dump_json((bare,)).decode()
+
+
+def analysis_from_json(text: str) -> StudyAnalysis:
+    """The analysis that `json_from_analysis` wrote."""
+    return _analyses().validate_json(text)[0]
+
+
+def _analyses() -> TypeAdapter[tuple[StudyAnalysis]]:
+    return TypeAdapter(tuple[StudyAnalysis], config=ConfigDict(arbitrary_types_allowed=True))
+
+
+def stored_from_row(row: Row[Any]) -> StoredInstance:
+    """A received instance."""
+    return StoredInstance(
+        instance=TypeAdapter(Instance).validate_json(row.attributes),
+        path=Path(row.path),
+        received_at=datetime.fromisoformat(row.received_at),
+        calling_ae=row.calling_ae,
+        own_result=row.own_result,
+    )
+
+
+def study_from_rows(row: Row[Any], images: Iterable[Row[Any]]) -> StudyRecord:
+    """One revision, from its row joined with its study's and the attributes of its images."""
+    instances = [json.loads(image.attributes) for image in images]
+    return StudyRecord(
+        token=row.token,
+        key=StudyKey(row.study_uid, row.patient_id, row.issuer),
+        revision=row.revision,
+        state=StudyState(row.state),
+        reason=row.reason,
+        first_received_at=datetime.fromisoformat(row.first_received_at),
+        last_received_at=datetime.fromisoformat(row.last_received_at),
+        images=len(instances),
+        patient_name=next((each["patient"]["name"] for each in instances if each["patient"]["name"]), ""),
+        modalities=tuple(sorted({each["image"]["modality"] for each in instances} - {""})),
+        description=next((each["image"]["description"] for each in instances if each["image"]["description"]), ""),
+    )
+
+
+def object_from_row(row: Row[Any]) -> ResultObject:
+    """A result object."""
+    return ResultObject(row.kind, row.sop_instance_uid, row.sop_class_uid, row.path)
+
+
+def delivery_from_row(row: Row[Any]) -> DeliveryRecord:
+    """A delivery."""
+    return DeliveryRecord(
+        row.token, row.revision, row.destination, DeliveryState(row.state), row.attempts, row.last_error
+    )
+
+
+def incident_from_row(row: Row[Any]) -> Incident:
+    """An incident."""
+    return Incident(datetime.fromisoformat(row.at), row.study_uid, row.what, row.sentence)
