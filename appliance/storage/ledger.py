@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Select, delete, func, insert, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, func, insert, select
 
 from appliance.domain.errors import UnknownStudyError
 from appliance.domain.findings import ResultObject, StudyAnalysis
@@ -163,8 +163,9 @@ class SqlLedger:
 
     def instances(self, token: str, revision: int | None = None) -> Sequence[StoredInstance]:
         """The images of a revision, sorted by SOP Instance UID; own results left out."""
+        query = select(INSTANCES).where(_held(token, revision)).order_by(INSTANCES.c.sop_instance_uid)
         with self._read() as connection:
-            return [rows.stored_from_row(row) for row in connection.execute(_images(token, revision))]
+            return [rows.stored_from_row(row) for row in connection.execute(query)]
 
     def analysis(self, token: str, revision: int) -> StudyAnalysis | None:
         """The recorded outcomes, without masks."""
@@ -196,9 +197,9 @@ class SqlLedger:
     def counts(self) -> Mapping[str, int]:
         """How many current revisions are in each state."""
         current = _current().subquery()
-        query = select(current.c.state, func.count()).group_by(current.c.state)
+        query = select(current.c.state, func.count().label("studies")).group_by(current.c.state)
         with self._read() as connection:
-            return {state: count for state, count in connection.execute(query).tuples()}
+            return {row.state: row.studies for row in connection.execute(query)}
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
@@ -221,15 +222,19 @@ def _current() -> Select[Any]:
     return _revisions().where(STUDIES.c.revision == REVISIONS.c.revision)
 
 
-def _images(token: str, revision: int | None) -> Select[Any]:
-    query = select(INSTANCES).where(INSTANCES.c.token == token, INSTANCES.c.own_result.is_(False))
-    if revision is not None:
-        query = query.where(INSTANCES.c.revision <= revision)
-    return query.order_by(INSTANCES.c.sop_instance_uid)
+def _held(token: str, revision: int | None) -> ColumnElement[bool]:
+    held = (INSTANCES.c.token == token) & INSTANCES.c.own_result.is_(False)
+    return held if revision is None else held & (INSTANCES.c.revision <= revision)
 
 
 def _records(connection: Connection, query: Select[Any]) -> list[StudyRecord]:
+    summary = select(
+        func.count().label("images"),
+        func.group_concat(INSTANCES.c.modality.distinct()).label("modalities"),
+        func.max(INSTANCES.c.patient_name).label("patient_name"),
+        func.max(INSTANCES.c.description).label("description"),
+    )
     return [
-        rows.study_from_rows(row, connection.execute(_images(row.token, row.revision)))
+        rows.study_from_rows(row, connection.execute(summary.where(_held(row.token, row.revision))).one())
         for row in connection.execute(query).all()
     ]

@@ -1,7 +1,5 @@
 """Between rows and the domain's records."""
 
-import json
-from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,9 +50,8 @@ def stored_from_row(row: Row[Any]) -> StoredInstance:
     )
 
 
-def study_from_rows(row: Row[Any], images: Iterable[Row[Any]]) -> StudyRecord:
-    """One revision, from its row joined with its study's and the attributes of its images."""
-    instances = [json.loads(image.attributes) for image in images]
+def study_from_rows(row: Row[Any], summary: Row[Any]) -> StudyRecord:
+    """One revision, from its row joined with its study's and a summary of its images."""
     return StudyRecord(
         token=row.token,
         key=StudyKey(row.study_uid, row.patient_id, row.issuer),
@@ -63,10 +60,10 @@ def study_from_rows(row: Row[Any], images: Iterable[Row[Any]]) -> StudyRecord:
         reason=row.reason,
         first_received_at=datetime.fromisoformat(row.first_received_at),
         last_received_at=datetime.fromisoformat(row.last_received_at),
-        images=len(instances),
-        patient_name=next((each["patient"]["name"] for each in instances if each["patient"]["name"]), ""),
-        modalities=tuple(sorted({each["image"]["modality"] for each in instances} - {""})),
-        description=next((each["image"]["description"] for each in instances if each["image"]["description"]), ""),
+        images=summary.images,
+        patient_name=summary.patient_name or "",
+        modalities=tuple(sorted(filter(None, (summary.modalities or "").split(",")))),
+        description=summary.description or "",
     )
 
 

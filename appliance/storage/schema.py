@@ -39,6 +39,9 @@ INSTANCES = Table(
     Column("revision", Integer, nullable=False),
     Column("study_uid", String, nullable=False),
     Column("content_sha256", String, nullable=False),
+    Column("modality", String, nullable=False),
+    Column("patient_name", String, nullable=False),
+    Column("description", String, nullable=False),
     Column("attributes", Text, nullable=False),
     Column("path", String, nullable=False),
     Column("received_at", String, nullable=False),
@@ -46,7 +49,8 @@ INSTANCES = Table(
     Column("own_result", Boolean, nullable=False),
     Index("insite_instances_token", "token", "revision"),
 )
-"""`revision` is the first that holds the image; every later one holds it too. `attributes` is an `Instance` as JSON."""
+"""`revision` is the first that holds the image; every later one holds it too. `attributes` is an `Instance`
+as JSON; modality, name and description stand beside it so that a list of studies reads no JSON."""
 
 ANALYSES = Table(
     "insite_analyses",
