@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import text
+from sqlalchemy import insert, text
 
 from appliance.domain.errors import (
     IdentityConflictError,
@@ -36,6 +36,7 @@ from appliance.domain.manifest import Code, OperatingPoint, TaskKind
 from appliance.domain.ports import DeliveryRecord, Incident, Ledger, StoredInstance
 from appliance.storage.database import open_database, storage_errors, write
 from appliance.storage.ledger import SqlLedger
+from appliance.storage.schema import INCIDENTS
 from tests.fakes.instances import radiograph
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -264,12 +265,7 @@ def test_a_full_disk_has_an_error_of_its_own(ledger: SqlLedger, tmp_path: Path) 
             connection.execute(text(f"PRAGMA max_page_count={pages}"))
             for number in range(2000):
                 values = {"at": "2026", "study_uid": str(number), "what": "x", "sentence": "y" * 500}
-                connection.execute(
-                    text(
-                        "INSERT INTO insite_incidents (at, study_uid, what, sentence) VALUES (:at, :study_uid, :what, :sentence)"
-                    ),
-                    values,
-                )
+                connection.execute(insert(INCIDENTS).values(**values))
 
     with pytest.raises(StorageFullError, match="No space"):
         fill()
