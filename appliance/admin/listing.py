@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from appliance.admin.packs_list import PackList
-from appliance.admin.words import STUDY_WORDS, TASK_WORDS, Word, person
+from appliance.admin.words import STUDY_WORDS, TASK_WORDS, Word, flags, person
 from appliance.domain.findings import StudyAnalysis, TaskOutcome, TaskState
 from appliance.domain.lifecycle import StudyState
 from appliance.domain.ports import Ledger, StudyRecord
@@ -127,7 +127,7 @@ def chips_of(analysis: StudyAnalysis, packs: PackList) -> tuple[Chip, ...]:
     positive = [
         Chip(f"{outcome.finding.meaning} {outcome.score:.2f}", "▲", "flag")
         for outcome in analysis.outcomes
-        if outcome.positive and outcome.score is not None
+        if flags(outcome) and outcome.score is not None
     ]
     cautions = {packs.caution_of(outcome.provenance) for outcome in analysis.outcomes if outcome.provenance}
     labels = sorted({caution.label for caution in cautions if caution})

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from appliance.admin.packs_list import Caution, PackList
-from appliance.admin.words import AGAIN_WORDS, DELIVERY_WORDS, STUDY_WORDS, TASK_WORDS, Word, person
+from appliance.admin.words import AGAIN_WORDS, DELIVERY_WORDS, STUDY_WORDS, TASK_WORDS, Word, flags, person
 from appliance.domain.findings import ResultObject, StudyAnalysis, TaskOutcome, TaskState
 from appliance.domain.instance import Patient
 from appliance.domain.lifecycle import OPEN_STATES
@@ -19,12 +19,14 @@ class FindingRow:
     """One task's line of the findings table.
 
     Attributes:
+        flagged: Whether it asks for a look.
         verdict: Score against operating point, in words; empty where there is no score.
         caution: What must be said of the pack; None for a validated one.
     """
 
     outcome: TaskOutcome
     word: Word
+    flagged: bool
     verdict: str
     digest: str
     caution: Caution | None
@@ -134,6 +136,7 @@ def _finding(outcome: TaskOutcome, packs: PackList) -> FindingRow:
     return FindingRow(
         outcome=outcome,
         word=TASK_WORDS[outcome.state],
+        flagged=flags(outcome),
         verdict=_verdict(outcome),
         digest=made_by.pack_digest[:12] if made_by else "",
         caution=packs.caution_of(made_by) if made_by else None,
@@ -143,8 +146,10 @@ def _finding(outcome: TaskOutcome, packs: PackList) -> FindingRow:
 def _verdict(outcome: TaskOutcome) -> str:
     if outcome.score is None or outcome.operating_point is None:
         return ""
-    side = "at or above" if outcome.positive else "below"
-    return f"{side} the operating point {outcome.operating_point.threshold:.2f}"
+    threshold = f"the operating point {outcome.operating_point.threshold:.2f}"
+    if outcome.kind is TaskKind.GUARD:
+        return f"recognised; {threshold}" if outcome.positive else f"not recognised; {threshold}"
+    return f"at or above {threshold}" if outcome.positive else f"below {threshold}"
 
 
 def _notes(outcomes: Sequence[TaskOutcome]) -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from appliance.domain.findings import TaskState
+from appliance.domain.findings import TaskOutcome, TaskState
 from appliance.domain.lifecycle import DeliveryState, StudyState
+from appliance.domain.manifest import TaskKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,11 @@ AGAIN_WORDS = {
     StudyState.FAILED: "Try again",
 }
 """What an administrator may ask for, by state; the lifecycle allows it nowhere else."""
+
+
+def flags(outcome: TaskOutcome) -> bool:
+    """Whether an outcome asks for a look; a guard's "positive" only says that it knows this kind of image."""
+    return outcome.kind is TaskKind.CLASSIFICATION and bool(outcome.positive)
 
 
 def person(name: str) -> str:
