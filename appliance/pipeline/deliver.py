@@ -31,8 +31,7 @@ class StudyDelivery:
         known = {record.destination: record for record in self._ledger.deliveries(token, revision)}
         for name in self._destinations:
             if name not in known:
-                pending = DeliveryRecord(token, revision, name, DeliveryState.PENDING, 0, "")
-                self._ledger.record_delivery(pending)
+                self._ledger.record_delivery(DeliveryRecord(token, revision, name, DeliveryState.PENDING, 0, ""))
         self._conclude(token, revision)
         records = self._ledger.deliveries(token, revision)
         return [record.destination for record in records if record.state is DeliveryState.PENDING]

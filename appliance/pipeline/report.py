@@ -24,8 +24,14 @@ class StudyReporting:
         self._reporter = reporter
         self._folder = folder
 
-    def write(self, token: str, kept: Kept, images: Sequence[StoredInstance]) -> Sequence[ResultObject]:
+    def write(
+        self, token: str, kept: Kept, images: Sequence[StoredInstance], earlier: Sequence[ResultObject]
+    ) -> Sequence[ResultObject]:
         """Write the result objects; when this returns they are on disk, and the same call makes the same bytes.
+
+        Args:
+            earlier: What was made of earlier revisions. The same identifier means the same content: then the file made
+                before is taken over byte for byte, because no receiver may get two versions of one object.
 
         Raises:
             ReportError: The source images can't carry the result.
@@ -38,6 +44,7 @@ class StudyReporting:
             _clear(draft)
             draft.mkdir(parents=True)
             written = self._reporter.write(kept.analysis, sources, kept.created, draft)
+            _take_over(earlier, written)
             for path in draft.iterdir():
                 _sync_file(path)
             sync_folder(draft)
@@ -49,6 +56,14 @@ class StudyReporting:
                 raise StorageFullError(f"No space is left for results in {self._folder}.", "Free some.") from error
             raise
         return [replace(result, path=str(final / Path(result.path).name)) for result in written]
+
+
+def _take_over(earlier: Sequence[ResultObject], written: Sequence[ResultObject]) -> None:
+    known = {each.sop_instance_uid: Path(each.path) for each in earlier}
+    for result in written:
+        before = known.get(result.sop_instance_uid)
+        if before is not None and before.is_file():
+            shutil.copyfile(before, result.path)
 
 
 def _clear(folder: Path) -> None:

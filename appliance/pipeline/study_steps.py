@@ -10,6 +10,7 @@ from appliance.domain.errors import (
     StorageError,
     UnknownStudyError,
 )
+from appliance.domain.findings import ResultObject
 from appliance.domain.lifecycle import StudyEvent, StudyState
 from appliance.domain.ports import Ledger, StoredInstance
 from appliance.pipeline.deliver import StudyDelivery
@@ -76,7 +77,8 @@ class StudyPipeline:
             self.fail(token, revision, str(error))
             return Next.STOP
         try:
-            objects = self._reporting.write(token, kept, self._ledger.instances(token, revision))
+            images = self._ledger.instances(token, revision)
+            objects = self._reporting.write(token, kept, images, self._earlier_objects(token, revision))
         except ReportError as error:
             self.fail(token, revision, str(error))
             return Next.STOP
@@ -127,6 +129,9 @@ class StudyPipeline:
             revision=revision,
             tasks={outcome.task: outcome.state.value for outcome in analysis.outcomes},
         )
+
+    def _earlier_objects(self, token: str, revision: int) -> list[ResultObject]:
+        return [made for number in range(1, revision) for made in self._ledger.objects(token, number)]
 
     def _standing(self, token: str, revision: int, here: frozenset[StudyState]) -> Next | None:
         """What a step answers without working: it was done before a resumption, or the revision has ended."""

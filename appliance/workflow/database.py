@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from dbos._serialization import DefaultSerializer
+
+from appliance.domain.errors import StorageError
 
 BUSY_MILLISECONDS = 30_000
 """How long a writer waits for another one before it gives up."""
@@ -37,3 +40,16 @@ def join_logs() -> None:
     logger = logging.getLogger("dbos")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
+
+
+def refuse_pickles() -> None:
+    """Make the library refuse rows that say they are pickled: reading one would run what it holds.
+
+    Nothing of ours is written so, but other services write to the same file, one of them in reach of the network. The
+    library has no switch for it and is a singleton of the process; so is this.
+    """
+    setattr(DefaultSerializer, "deserialize", _refuse)  # noqa: B010 - an assignment to a method is no typed Python
+
+
+def _refuse(_: DefaultSerializer, __: str) -> Any:
+    raise StorageError("A row of the work in progress is pickled, which nothing here writes.", "Find out who wrote it.")

@@ -1,12 +1,12 @@
 """Durable work on DBOS: every study and every delivery is a workflow that survives the death of the process.
 
-Workflow `study:<token>:<revision>[:<turn>]` runs analyse, report, hand-over; `dlv:<token>:<revision>:<destination>:<n>`
-is the n-th attempt at one destination, on a queue of that destination's own. Steps run at least once. A long wait is
-never a sleeping thread: the workflow ends and its next turn is enqueued with a delay.
+Workflow `study:<token>:<revision>` runs analyse, report, hand-over; `dlv:<token>:<revision>:<destination>:<n>` is the
+n-th attempt at one destination, on a queue of that destination's own. Steps run at least once. A long wait is never a
+sleeping thread: the workflow ends and its next turn, `study:<token>:<revision>:<turn>`, is enqueued with a delay.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,12 @@ from typing import Any, Self
 
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, EnqueueOptions
 from dbos import error as dbos_error
+from sqlalchemy.exc import OperationalError
 
-from appliance.domain.errors import TransitionError
+from appliance.domain.errors import StorageError, TransitionError
 from appliance.domain.ports import Transaction
 from appliance.telemetry import logger_for
-from appliance.workflow.database import join_logs, open_engine
+from appliance.workflow.database import join_logs, open_engine, refuse_pickles
 from appliance.workflow.steps import Next, StudySteps
 
 APPLICATION = "insite"
@@ -56,6 +57,14 @@ class Pace:
     delivery_retry_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A revision in work, as the arguments of its workflows begin."""
+
+    token: str
+    revision: int
+
+
 class StudyWorkflows:
     """Runs `steps` durably from `with` to the end of it; one per process, because DBOS is.
 
@@ -79,6 +88,7 @@ class StudyWorkflows:
 
     def __enter__(self) -> Self:
         join_logs()
+        refuse_pickles()
         config: DBOSConfig = {
             "name": APPLICATION,
             "application_version": APPLICATION_VERSION,
@@ -112,6 +122,7 @@ class StudyWorkflows:
 
         Raises:
             TransitionError: An earlier revision of the study is still in work; ask again later.
+            StorageError: The database does not take it; ask again later.
         """
         options = _options(STUDY, STUDIES, f"study:{token}:{revision}")
         options["deduplication_id"] = token
@@ -119,6 +130,8 @@ class StudyWorkflows:
             self._client.enqueue_in_transaction(within.connection, options, token, revision, 0, 0)
         except dbos_error.DBOSQueueDeduplicatedError as error:
             raise TransitionError("An earlier revision of this study is still in work.") from error
+        except OperationalError as error:
+            raise StorageError("The database does not take work.", "Look at the disk.") from error
 
     def end_dead(self) -> int:
         """Tell the ledger of work that the engine gave up, because the process died over it again and again.
@@ -155,52 +168,53 @@ class StudyWorkflows:
     def _register(self) -> None:
         @DBOS.workflow(name=STUDY, max_recovery_attempts=MAX_RECOVERIES)
         def study(token: str, revision: int, turn: int, faults: int) -> None:
-            self._study(token, revision, turn, faults)
+            self._study(Work(token, revision), turn, faults)
 
         @DBOS.workflow(name=DELIVERY, max_recovery_attempts=MAX_RECOVERIES)
         def delivery(token: str, revision: int, destination: str, attempt: int, faults: int) -> None:
-            self._delivery(token, revision, destination, attempt, faults)
+            self._delivery(Work(token, revision), destination, attempt, faults)
 
-    def _study(self, token: str, revision: int, turn: int, faults: int) -> None:
+    def _study(self, work: Work, turn: int, faults: int) -> None:
         for name, step in (("analyse", self._steps.analyse), ("report", self._steps.report)):
-            said, fault = self._run(name, partial(_said, step, token, revision))
+            said, fault = self._run(name, partial(_said, step, work.token, work.revision))
             if fault or said == Next.LATER.value:
-                self._study_again(token, revision, turn, faults, fault)
+                self._study_again(work, turn, faults, fault)
                 return
             if said == Next.STOP.value:
                 return
-        due, fault = self._run("hand over", partial(self._steps.hand_over, token, revision))
+        due, fault = self._run("hand over", partial(self._steps.hand_over, work.token, work.revision))
         if fault:
-            self._study_again(token, revision, turn, faults, fault)
+            self._study_again(work, turn, faults, fault)
             return
         for destination in due:
-            self._attempt(token, revision, destination, 1, 0, delay=None)
+            self._attempt(work, destination, 1, 0)
 
-    def _study_again(self, token: str, revision: int, turn: int, faults: int, fault: str) -> None:
+    def _study_again(self, work: Work, turn: int, faults: int, fault: str) -> None:
         faults += bool(fault)
         if faults >= MAX_FAULTS:
-            DBOS.run_step({"name": "fail"}, self._steps.fail, token, revision, fault)
+            DBOS.run_step({"name": "fail"}, self._steps.fail, work.token, work.revision, fault)
             return
-        options = _options(STUDY, STUDIES, f"study:{token}:{revision}:{turn + 1}")
+        options = _options(STUDY, STUDIES, f"study:{work.token}:{work.revision}:{turn + 1}")
         options["delay_seconds"] = _doubled(FIRST_PAUSE_SECONDS, turn, LONGEST_PAUSE_SECONDS)
-        DBOS.enqueue_workflow_with_options(options, token, revision, turn + 1, faults)
+        DBOS.enqueue_workflow_with_options(options, *astuple(work), turn + 1, faults)
 
-    def _delivery(self, token: str, revision: int, destination: str, attempt: int, faults: int) -> None:
-        said, fault = self._run("deliver", partial(_said, self._steps.deliver, token, revision, destination, attempt))
+    def _delivery(self, work: Work, destination: str, attempt: int, faults: int) -> None:
+        step = partial(_said, self._steps.deliver, work.token, work.revision, destination, attempt)
+        said, fault = self._run("deliver", step)
         faults += bool(fault)
         if faults >= MAX_FAULTS:
-            DBOS.run_step({"name": "abandon"}, self._steps.abandon, token, revision, destination, fault)
+            DBOS.run_step({"name": "abandon"}, self._steps.abandon, work.token, work.revision, destination, fault)
         elif fault or said == Next.LATER.value:
-            delay = _doubled(self._pace.delivery_retry_seconds, attempt - 1, LONGEST_DELIVERY_PAUSE_SECONDS)
-            self._attempt(token, revision, destination, attempt + 1, faults, delay=delay)
+            self._attempt(work, destination, attempt + 1, faults)
 
-    def _attempt(
-        self, token: str, revision: int, destination: str, attempt: int, faults: int, *, delay: float | None
-    ) -> None:
-        options = _options(DELIVERY, _queue_of(destination), f"dlv:{token}:{revision}:{destination}:{attempt}")
-        if delay is not None:
-            options["delay_seconds"] = delay
-        DBOS.enqueue_workflow_with_options(options, token, revision, destination, attempt, faults)
+    def _attempt(self, work: Work, destination: str, attempt: int, faults: int) -> None:
+        options = _options(
+            DELIVERY, _queue_of(destination), f"dlv:{work.token}:{work.revision}:{destination}:{attempt}"
+        )
+        if attempt > 1:
+            first = self._pace.delivery_retry_seconds
+            options["delay_seconds"] = _doubled(first, attempt - 2, LONGEST_DELIVERY_PAUSE_SECONDS)
+        DBOS.enqueue_workflow_with_options(options, *astuple(work), destination, attempt, faults)
 
     def _run(self, name: str, step: Callable[[], Any]) -> tuple[Any, str]:
         """A step's answer, kept by the engine so that a resumed workflow does not ask again, or how it ended."""

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,26 +11,35 @@ from pathlib import Path
 
 from appliance.workflow.steps import Next
 
+Answer = Next | Exception
+
 
 @dataclass
 class RecordedSteps:
     """Answers each call from a script; without one, everything goes on.
 
     Args:
-        journal: File that gets one JSON line a call.
-        answers: By step name, the answers of its first calls; an exception is raised, the last answer repeats.
+        journal: File that gets one JSON line a call: step, token, revision, further arguments.
+        answers: By token and step, the answers of the first calls; an exception is raised, the last answer repeats.
         due: Destinations that `hand_over` names.
-        die_in: The name of a step in which the process kills itself, once: a file beside the journal says it did.
+        gates: By token, a file that the analysis waits for.
+        die_in: The name of a step in which the process kills itself, as often as `deaths` says.
     """
 
     journal: Path
-    answers: dict[str, list[Next | Exception]] = field(default_factory=dict)
+    answers: dict[tuple[str, str], list[Answer]] = field(default_factory=dict)
     due: Sequence[str] = ()
+    gates: dict[str, Path] = field(default_factory=dict)
     die_in: str = ""
+    deaths: int = 1
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def analyse(self, token: str, revision: int) -> Next:
         """As the Protocol says."""
-        return self._answer("analyse", token, revision)
+        answer = self._answer("analyse", token, revision)
+        while token in self.gates and not self.gates[token].exists():
+            time.sleep(0.02)
+        return answer
 
     def report(self, token: str, revision: int) -> Next:
         """As the Protocol says."""
@@ -37,7 +47,7 @@ class RecordedSteps:
 
     def hand_over(self, token: str, revision: int) -> Sequence[str]:
         """As the Protocol says."""
-        self._answer("hand_over", token, revision)
+        self._answer("hand over", token, revision)
         return list(self.due)
 
     def deliver(self, token: str, revision: int, destination: str, attempt: int) -> Next:
@@ -52,32 +62,31 @@ class RecordedSteps:
         """As the Protocol says."""
         self._answer(f"abandon {destination}", token, revision, reason)
 
-    def calls(self, name: str = "") -> list[list[object]]:
-        """All calls so far, of one step or of all: name and arguments."""
+    def calls(self, token: str, step: str = "") -> list[list[object]]:
+        """All calls for a study so far, of one step or of all: step, revision, further arguments."""
         if not self.journal.exists():
             return []
         lines = [json.loads(line) for line in self.journal.read_text().splitlines()]
-        return [line for line in lines if not name or line[0] == name]
+        return [[name, *rest] for name, study, *rest in lines if study == token and step in {"", name}]
 
-    def wait_for(self, name: str, times: int = 1, seconds: float = 30.0) -> list[list[object]]:
-        """The calls of one step, when there are `times` of them."""
+    def wait_for(self, token: str, step: str, times: int = 1, seconds: float = 30.0) -> list[list[object]]:
+        """The calls of one step for a study, when there are `times` of them."""
         deadline = time.monotonic() + seconds
-        while len(found := self.calls(name)) < times:
-            assert time.monotonic() < deadline, f"{name} was called {len(found)} times, not {times}: {self.calls()}"
+        while len(found := self.calls(token, step)) < times:
+            assert time.monotonic() < deadline, f"not {times} times {step}: {self.calls(token)}"
             time.sleep(0.02)
         return found
 
-    def _answer(self, name: str, *arguments: object) -> Next:
-        with self.journal.open("a") as stream:
-            stream.write(json.dumps([name, *arguments]) + "\n")
+    def _answer(self, step: str, token: str, *arguments: object) -> Next:
+        with self.lock, self.journal.open("a") as stream:
+            stream.write(json.dumps([step, token, *arguments]) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
-        died = self.journal.with_suffix(".died")
-        if name == self.die_in and not died.exists():
-            died.touch()
+        called = len(self.calls(token, step))
+        if step == self.die_in and called <= self.deaths:
             os.kill(os.getpid(), signal.SIGKILL)
-        script = self.answers.get(name, [])
-        answer = script[min(len(self.calls(name)), len(script)) - 1] if script else Next.GO_ON
+        script = self.answers.get((token, step), [])
+        answer = script[min(called, len(script)) - 1] if script else Next.GO_ON
         if isinstance(answer, Exception):
             raise answer
         return answer
