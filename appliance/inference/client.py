@@ -1,0 +1,111 @@
+"""Asks an inference daemon over the Open Inference Protocol; the worker's `Inference`."""
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from appliance.domain.errors import InferenceUnavailableError, ProvenanceError
+from appliance.domain.ports import Answer, ServedModel
+from appliance.inference.converters import outputs_from_response, provenance_from_parameters, request_from_image
+from appliance.inference.generated import open_inference_pb2 as oip
+from appliance.inference.generated.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from appliance.inference.statuses import error_from_status
+
+RECONNECT_SECONDS = 2.0
+"""How long a call waits for a daemon that is starting again before it gives up and leaves the retry to the worker."""
+LARGEST_ANSWER = 64 * 1024 * 1024
+"""Bytes; a full-size mask of the largest batch is a quarter of this."""
+
+_OPTIONS = [
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_receive_message_length", LARGEST_ANSWER),
+    ("grpc.max_send_message_length", -1),
+]
+
+T = TypeVar("T")
+
+
+class OipClient:
+    """One connection, made at the first call and made again when it breaks; may be shared by threads.
+
+    Args:
+        target: `unix:///path` or `host:port`.
+        timeout_seconds: For one answer.
+    """
+
+    def __init__(self, target: str, timeout_seconds: float) -> None:
+        self._target = target
+        self._timeout = timeout_seconds
+        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        self._stub: Any = GRPCInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._channel.close()
+
+    def infer(self, model: str, image: NDArray[np.uint8]) -> Answer:
+        """Run one model on one image; see `Inference.infer`."""
+        metadata = self._metadata(model)
+        request = request_from_image(model, metadata.inputs[0].name, image)
+        response: oip.ModelInferResponse = self._call(self._stub.ModelInfer, request, f"Asking {model}")
+        if response.model_name != model:
+            raise ProvenanceError(
+                f"Asked for {model}, the server answered with {response.model_name}.", "Read its log."
+            )
+        return Answer(outputs_from_response(response), provenance_from_parameters(model, response.parameters))
+
+    def served(self) -> Sequence[ServedModel]:
+        """The models that are ready; see `Inference.served`."""
+        request = oip.RepositoryIndexRequest(ready=True)
+        index: oip.RepositoryIndexResponse = self._call(self._stub.RepositoryIndex, request, "Listing the models")
+        return tuple(self._served(model.name) for model in index.models)
+
+    def _served(self, model: str) -> ServedModel:
+        metadata = self._metadata(model)
+        provenance = provenance_from_parameters(model, metadata.parameters)
+        return ServedModel(model, provenance, tuple(output.name for output in metadata.outputs))
+
+    def _metadata(self, model: str) -> oip.ModelMetadataResponse:
+        request = oip.ModelMetadataRequest(name=model)
+        metadata: oip.ModelMetadataResponse = self._call(
+            self._stub.ModelMetadata, request, f"Asking for the metadata of {model}"
+        )
+        return metadata
+
+    def _call(self, method: Callable[..., T], request: Any, what: str) -> T:
+        """Call once, and once more when the daemon was away and came back within `RECONNECT_SECONDS`."""
+        try:
+            return self._once(method, request, what, self._timeout)
+        except InferenceUnavailableError as error:
+            if not self._away(error):
+                raise
+        live = oip.ServerLiveRequest()
+        self._once(self._stub.ServerLive, live, what, min(RECONNECT_SECONDS, self._timeout), wait=True)
+        return self._once(method, request, what, self._timeout)
+
+    def _once(self, method: Callable[..., T], request: Any, what: str, seconds: float, *, wait: bool = False) -> T:
+        try:
+            return method(request, timeout=seconds, wait_for_ready=wait)
+        except grpc.RpcError as error:
+            raise error_from_status(error.code(), error.details() or "", what) from error
+
+    @staticmethod
+    def _away(error: InferenceUnavailableError) -> bool:
+        cause: Any = error.__cause__
+        return bool(cause.code() is grpc.StatusCode.UNAVAILABLE)

@@ -1,0 +1,195 @@
+"""Turns messages of the protocol into arrays and back; knows nothing of packs and nothing of connections."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from appliance.domain.errors import InvalidTensorError, ProvenanceError
+from appliance.domain.findings import ModelProvenance
+from appliance.domain.manifest import TensorSpec
+from appliance.inference.generated import open_inference_pb2 as oip
+from appliance.inference.runner import ModelDescription
+from appliance.inference.tensors import DTYPES, Array, datatype_of
+
+CONTENTS_FIELD: Mapping[str, str] = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+}
+"""Which typed field carries a datatype; FP16 has none and must come as raw bytes."""
+
+
+def arrays_from_request(request: oip.ModelInferRequest) -> Mapping[str, Array]:
+    """The inputs of a request by name.
+
+    Raises:
+        InvalidTensorError: A datatype, shape, count or length that does not fit, or the same name twice.
+    """
+    names = [tensor.name for tensor in request.inputs]
+    if len(set(names)) != len(names):
+        raise InvalidTensorError("The request brings two inputs of the same name.", "Name each input once.")
+    raw: Sequence[bytes] = request.raw_input_contents
+    if raw and len(raw) != len(names):
+        raise InvalidTensorError(
+            f"The request has {len(names)} inputs but {len(raw)} raw contents.", "Send one raw content per input."
+        )
+    return {
+        tensor.name: _array_from_raw(tensor, raw[position]) if raw else _array_from_contents(tensor)
+        for position, tensor in enumerate(request.inputs)
+    }
+
+
+def response_from_outputs(
+    request: oip.ModelInferRequest, outputs: Mapping[str, Array], provenance: ModelProvenance
+) -> oip.ModelInferResponse:
+    """An answer with raw contents, holding the outputs that the request asks for (all, when it names none).
+
+    Raises:
+        InvalidTensorError: The request asks for an output that the model has not.
+    """
+    wanted = [output.name for output in request.outputs] or list(outputs)
+    unknown = [name for name in wanted if name not in outputs]
+    if unknown:
+        raise InvalidTensorError(
+            f"The model {request.model_name} has no output {unknown[0]}.", f"It has {', '.join(outputs)}."
+        )
+    response = oip.ModelInferResponse(
+        model_name=request.model_name,
+        model_version=str(provenance.release),
+        id=request.id,
+        parameters=parameters_from_provenance(provenance),
+    )
+    for name in wanted:
+        array = outputs[name]
+        response.outputs.add(name=name, datatype=datatype_of(array), shape=array.shape)
+        response.raw_output_contents.append(np.ascontiguousarray(array).tobytes())
+    return response
+
+
+def metadata_from_description(model: ModelDescription) -> oip.ModelMetadataResponse:
+    """A model's metadata, with its provenance as parameters."""
+    return oip.ModelMetadataResponse(
+        name=model.name,
+        versions=[str(model.provenance.release)],
+        platform=model.runtime,
+        inputs=[_tensor_metadata(spec) for spec in model.inputs],
+        outputs=[_tensor_metadata(spec) for spec in model.outputs],
+        parameters=parameters_from_provenance(model.provenance),
+    )
+
+
+def request_from_image(model: str, name: str, image: Array) -> oip.ModelInferRequest:
+    """A request for one image as raw contents, under the input name that the model's metadata gives."""
+    request = oip.ModelInferRequest(model_name=model)
+    request.inputs.add(name=name, datatype=datatype_of(image), shape=image.shape)
+    request.raw_input_contents.append(np.ascontiguousarray(image).tobytes())
+    return request
+
+
+def outputs_from_response(response: oip.ModelInferResponse) -> Mapping[str, Array]:
+    """The outputs of an answer by name, writable copies.
+
+    Raises:
+        InvalidTensorError: The server's answer does not fit together.
+    """
+    raw: Sequence[bytes] = response.raw_output_contents
+    if raw and len(raw) != len(response.outputs):
+        raise InvalidTensorError(
+            f"The answer has {len(response.outputs)} outputs but {len(raw)} raw contents.", "The server is at fault."
+        )
+    return {
+        tensor.name: (_array_from_raw(tensor, raw[position]) if raw else _array_from_contents(tensor)).copy()
+        for position, tensor in enumerate(response.outputs)
+    }
+
+
+def parameters_from_provenance(provenance: ModelProvenance) -> dict[str, oip.InferParameter]:
+    """Which pack computed an answer, as parameters of the protocol."""
+    return {
+        "pack": oip.InferParameter(string_param=provenance.pack),
+        "pack_release": oip.InferParameter(int64_param=provenance.release),
+        "pack_digest": oip.InferParameter(string_param=provenance.pack_digest),
+        "base_digest": oip.InferParameter(string_param=provenance.base_digest),
+        "precision": oip.InferParameter(string_param=provenance.precision),
+    }
+
+
+def provenance_from_parameters(model: str, parameters: Mapping[str, oip.InferParameter]) -> ModelProvenance:
+    """Which pack computed an answer.
+
+    Raises:
+        ProvenanceError: The server does not say it.
+    """
+    texts = {key: parameters[key].string_param for key in ("pack", "pack_digest", "base_digest", "precision")}
+    if not all(texts.values()) or parameters["pack_release"].int64_param < 1:
+        raise ProvenanceError(
+            f"The server does not say which pack computed {model}.", "Point inference.socket at an Insite daemon."
+        )
+    return ModelProvenance(release=parameters["pack_release"].int64_param, **texts)
+
+
+def _tensor_metadata(spec: TensorSpec) -> oip.ModelMetadataResponse.TensorMetadata:
+    return oip.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+
+
+_Tensor = oip.ModelInferRequest.InferInputTensor | oip.ModelInferResponse.InferOutputTensor
+
+
+def _array_from_raw(tensor: _Tensor, raw: bytes) -> Array:
+    dtype = DTYPES[_known_datatype(tensor)]
+    if tensor.HasField("contents"):
+        raise InvalidTensorError(
+            f"The tensor {tensor.name} has raw and typed contents.", "Send one of the two for all tensors."
+        )
+    expected = _count(tensor) * dtype.itemsize
+    if len(raw) != expected:
+        raise InvalidTensorError(
+            f"The tensor {tensor.name} has {len(raw)} bytes.",
+            f"{tensor.datatype} {list(tensor.shape)} takes {expected}.",
+        )
+    return np.frombuffer(raw, dtype).reshape(tuple(tensor.shape))
+
+
+def _array_from_contents(tensor: _Tensor) -> Array:
+    datatype = _known_datatype(tensor)
+    field = CONTENTS_FIELD.get(datatype)
+    if field is None:
+        raise InvalidTensorError(f"The tensor {tensor.name} is {datatype}.", "Send this datatype as raw contents.")
+    others = [descriptor.name for descriptor, _ in tensor.contents.ListFields() if descriptor.name != field]
+    values = getattr(tensor.contents, field)
+    if others or len(values) != _count(tensor):
+        raise InvalidTensorError(
+            f"The tensor {tensor.name} has {len(values)} values in {field}.",
+            f"{datatype} {list(tensor.shape)} takes {_count(tensor)} there, and none elsewhere.",
+        )
+    try:
+        return np.array(values, DTYPES[datatype]).reshape(tuple(tensor.shape))
+    except OverflowError as error:
+        raise InvalidTensorError(
+            f"A value of the tensor {tensor.name} does not fit into {datatype}.", "Send values of that datatype."
+        ) from error
+
+
+def _known_datatype(tensor: _Tensor) -> str:
+    if tensor.datatype not in DTYPES:
+        raise InvalidTensorError(
+            f"The tensor {tensor.name} has the datatype {tensor.datatype or 'none'}.", f"Known: {', '.join(DTYPES)}."
+        )
+    return str(tensor.datatype)
+
+
+def _count(tensor: _Tensor) -> int:
+    if any(length < 0 for length in tensor.shape):
+        raise InvalidTensorError(
+            f"The tensor {tensor.name} has the shape {list(tensor.shape)}.", "Lengths of a request are not negative."
+        )
+    return math.prod(tensor.shape)
