@@ -69,12 +69,12 @@ class Pages:
         return Response(png, mimetype="image/png")
 
     def again(self, token: str) -> ResponseReturnValue:
-        """Send a finished study's results again, or try a failed one again."""
+        """Send a finished study's results again, or try a failed one again: the ledger opens a new revision."""
         record = self._site.ledger.study(token)
         self._audit("asked-again", token=token, revision=record.revision)
         self._site.ledger.apply(token, record.revision, StudyEvent.RETRIED, reason=f"Asked for by {g.user.name}.")
         self._log.info("study asked for again", token=token, revision=record.revision, user=g.user.name)
-        flash("The study is in the queue again.")
+        flash("The study is in the queue again, as a new revision.")
         return redirect(url_for("study", token=token), 303)
 
     def packs(self) -> ResponseReturnValue:

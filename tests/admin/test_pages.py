@@ -141,13 +141,14 @@ def test_the_segmentation_is_drawn_from_the_object_that_was_sent(scene: Scene, m
 
 
 def test_an_administrator_sends_results_again(scene: Scene) -> None:
-    """A finished study goes back to the beginning of its life, and the page says so; a waiting one can't."""
+    """A finished study gets a new revision that is worked on from the start; one that is being worked on can't."""
     browser = scene.browser("admin")
     page = f"/studies/{scene.token}"
     assert "Send results again" in browser.get(page).text
     assert browser.post(f"{page}/again").location == page
     assert scene.ledger.study(scene.token).state is StudyState.RECEIVING
-    assert "The study is in the queue again." in browser.get(page).text
+    assert [record.revision for record in scene.ledger.revisions(scene.token)] == [1, 2]
+    assert "The study is in the queue again" in browser.get(page).text
     assert browser.post(f"{page}/again").status_code == 409
     asked = [line for line in scene.audited() if line["event"] == "asked-again"]
     assert [(line["user"], line["token"]) for line in asked] == [("admin", scene.token)] * 2

@@ -72,7 +72,11 @@ class MemoryLedger:
     ) -> StudyState:
         found = self._revision(token, revision)
         state = next_state(found.record.state, event)
-        found.record = replace(found.record, state=state, reason=reason)
+        if event is StudyEvent.RETRIED:
+            again = replace(found.record, revision=revision + 1, state=state, reason="")
+            self._studies[token].append(_Revision(again, list(found.instances)))
+        else:
+            found.record = replace(found.record, state=state, reason=reason)
         return state
 
     def study(self, token: str, revision: int | None = None) -> StudyRecord:
