@@ -91,21 +91,32 @@ class OipClient:
     def _call(self, method: Callable[..., T], request: Any, what: str) -> T:
         """Call once, and once more when the daemon was away and came back within `RECONNECT_SECONDS`."""
         try:
-            return self._once(method, request, what, self._timeout)
+            return self._once(method, request, what)
         except InferenceUnavailableError as error:
-            if not self._away(error):
+            if not _is_away(error):
                 raise
-        live = oip.ServerLiveRequest()
-        self._once(self._stub.ServerLive, live, what, min(RECONNECT_SECONDS, self._timeout), wait=True)
-        return self._once(method, request, what, self._timeout)
+            if not self._is_back():
+                raise InferenceUnavailableError(
+                    f"{what} failed: nobody answers at {self._target}.", "Start `insite inference`, or read its log."
+                ) from error
+        return self._once(method, request, what)
 
-    def _once(self, method: Callable[..., T], request: Any, what: str, seconds: float, *, wait: bool = False) -> T:
+    def _is_back(self) -> bool:
         try:
-            return method(request, timeout=seconds, wait_for_ready=wait)
+            self._stub.ServerLive(
+                oip.ServerLiveRequest(), timeout=min(RECONNECT_SECONDS, self._timeout), wait_for_ready=True
+            )
+        except grpc.RpcError:
+            return False
+        return True
+
+    def _once(self, method: Callable[..., T], request: Any, what: str) -> T:
+        try:
+            return method(request, timeout=self._timeout)
         except grpc.RpcError as error:
             raise error_from_status(error.code(), error.details() or "", what) from error
 
-    @staticmethod
-    def _away(error: InferenceUnavailableError) -> bool:
-        cause: Any = error.__cause__
-        return bool(cause.code() is grpc.StatusCode.UNAVAILABLE)
+
+def _is_away(error: InferenceUnavailableError) -> bool:
+    cause: Any = error.__cause__
+    return bool(cause.code() is grpc.StatusCode.UNAVAILABLE)

@@ -17,7 +17,7 @@ def usable_cpus(cgroup_root: Path = CGROUP_ROOT, own_cgroup: Path = OWN_CGROUP) 
     """
     allowed = len(os.sched_getaffinity(0))
     quota = _quota(cgroup_root, own_cgroup)
-    return max(1, min(allowed, math.floor(quota)))
+    return max(1, math.floor(min(allowed, quota)))
 
 
 def _quota(root: Path, own: Path) -> float:

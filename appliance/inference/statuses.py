@@ -1,7 +1,7 @@
 """Errors as gRPC status codes and back: the one table, and the server's interceptor that applies it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -42,7 +42,8 @@ WAYS_FORWARD: dict[type[InferenceError], str] = {
 _TOO_LARGE = "larger than max"
 """How gRPC says that a message is over the server's limit: RESOURCE_EXHAUSTED, as for an overload."""
 
-Handler = grpc.RpcMethodHandler[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+"""Quoted: only the stubs know that the class is generic."""
 
 
 def error_from_status(code: grpc.StatusCode, details: str, what: str) -> InferenceError:
@@ -57,7 +58,7 @@ def error_from_status(code: grpc.StatusCode, details: str, what: str) -> Inferen
     return kind(f"{what} failed: {details or code.name}", WAYS_FORWARD[kind])
 
 
-class StatusInterceptor(grpc.ServerInterceptor[Any, Any]):
+class StatusInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
     """Ends every call of one service that raised with the code of its error, and logs it.
 
     A client is told our own sentences; the text of an unforeseen exception goes to the log only.
@@ -72,9 +73,9 @@ class StatusInterceptor(grpc.ServerInterceptor[Any, Any]):
 
     def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
+        continuation: Callable[[grpc.HandlerCallDetails], "Handler | None"],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
+    ) -> "Handler | None":
         """Wrap the handler of one call."""
         handler = continuation(handler_call_details)
         method = handler_call_details.method

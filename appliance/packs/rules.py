@@ -1,7 +1,7 @@
 """What a manifest must not contradict: a table of rules over the parsed whole, each with its sentence."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 
 from appliance.domain.errors import ManifestError
@@ -49,6 +49,7 @@ def _encoder_outputs(manifest: PackManifest) -> Iterator[str]:
     if len(set(names)) != len(names):
         yield "Two encoder outputs have the same name"
     yield from _tensors("encoder output", manifest.encoder_outputs)
+    yield from _reals("encoder output", [t for t in manifest.encoder_outputs if t.name == EMBEDDING])
 
 
 def _variants(manifest: PackManifest) -> Iterator[str]:
@@ -80,6 +81,7 @@ def _tasks(manifest: PackManifest) -> Iterator[str]:
         if tuple(tensor.name for tensor in task.outputs) != OUTPUTS_OF_KIND[task.kind]:
             yield f"The outputs of the task {task.name} are not {' and '.join(OUTPUTS_OF_KIND[task.kind])}"
         yield from _tensors(f"output of the task {task.name}", task.outputs)
+        yield from _reals(f"output of the task {task.name}", task.outputs)
 
 
 def _heads(manifest: PackManifest) -> Iterator[str]:
@@ -106,7 +108,13 @@ def _operating_points(manifest: PackManifest) -> Iterator[str]:
                 yield f"The guard {task.name} has no max_distance for the precision {variant.precision}"
 
 
-def _tensors(what: str, tensors: tuple[TensorSpec, ...]) -> Iterator[str]:
+def _reals(what: str, tensors: Sequence[TensorSpec]) -> Iterator[str]:
+    for tensor in tensors:
+        if tensor.datatype != "FP32":
+            yield f"The {what} {tensor.name} is {tensor.datatype}, but answers are FP32"
+
+
+def _tensors(what: str, tensors: Sequence[TensorSpec]) -> Iterator[str]:
     for tensor in tensors:
         if tensor.datatype not in DATATYPES:
             yield f"The {what} {tensor.name} has the unknown datatype {tensor.datatype}"
