@@ -1,0 +1,142 @@
+"""The one edge to the DICOM parser: odd bytes become absent values or one clear error, never a traceback."""
+
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import FileDataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.multival import MultiValue
+
+from appliance.domain.errors import UnreadableFileError
+
+PARSE_ERRORS = (
+    InvalidDicomError,
+    BytesLengthException,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    RecursionError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    AssertionError,
+    struct.error,
+)
+"""What the parser and its codecs raise on bytes that are not what they claim; no smaller set is documented."""
+
+DEFER_BYTES = 65_536
+"""Values longer than this stay on disk until they are asked for."""
+PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+UNDEFINED_LENGTH = 0xFFFFFFFF
+FIRST_GROUPS = frozenset({0x0002, 0x0004, 0x0008})
+"""Groups with which a file without preamble may plausibly begin."""
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Silence the parser's remarks on odd values: they are expected, and answered by treating a value as absent."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def read_dataset(path: Path) -> FileDataset:
+    """Parse a file, with or without preamble; long values stay on disk.
+
+    Raises:
+        UnreadableFileError: It can't be opened, is not DICOM, or ends too early.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            head = stream.read(132)
+        if head[128:132] != b"DICM" and not _begins_like_dicom(head):
+            raise UnreadableFileError("The file is not DICOM.", "Send DICOM files only.")
+        with no_warnings():
+            dataset = pydicom.dcmread(path, force=True, defer_size=DEFER_BYTES)
+            _check_pixels_are_whole(dataset, size)
+    except PARSE_ERRORS as error:
+        raise UnreadableFileError(
+            f"The file can't be parsed as DICOM: {error}.", "Send it again from its source."
+        ) from error
+    return dataset
+
+
+def value_of(dataset: Any, keyword: str) -> Any:
+    """The first value of an attribute, or None when it is absent, empty or broken."""
+    try:
+        with no_warnings():
+            value = dataset.get(keyword)
+    except PARSE_ERRORS:
+        return None
+    if isinstance(value, MultiValue | list | tuple):
+        return value[0] if value else None
+    return value
+
+
+def values_of(dataset: Any, keyword: str) -> tuple[str, ...]:
+    """All values of an attribute as stripped text; empty when it is absent or broken."""
+    try:
+        with no_warnings():
+            value = dataset.get(keyword)
+    except PARSE_ERRORS:
+        return ()
+    if value is None or value == "":
+        return ()
+    many = value if isinstance(value, MultiValue | list | tuple) else [value]
+    return tuple(str(each).strip() for each in many)
+
+
+def text_of(dataset: Any, keyword: str) -> str:
+    """The first value of an attribute as stripped text, empty when absent or broken."""
+    value = value_of(dataset, keyword)
+    return "" if value is None else str(value).strip("\0 \n\r\t")
+
+
+def whole_of(dataset: Any, keyword: str, default: int) -> int:
+    """The first value of an attribute as a whole number, or the default."""
+    try:
+        return int(value_of(dataset, keyword))
+    except PARSE_ERRORS:
+        return default
+
+
+def numbers_of(dataset: Any, keyword: str) -> tuple[float, ...]:
+    """All values of an attribute as numbers; empty when one of them is none."""
+    try:
+        return tuple(float(each) for each in values_of(dataset, keyword))
+    except ValueError:
+        return ()
+
+
+def _begins_like_dicom(head: bytes) -> bool:
+    if len(head) < 8:  # noqa: PLR2004 - the shortest data element: tag and length
+        return False
+    return int.from_bytes(head[:2], "little") in FIRST_GROUPS
+
+
+def _check_pixels_are_whole(dataset: FileDataset, size: int) -> None:
+    """Refuse a file that ends before its pixel data does (PS3.5 7.1); a deflated file has no such positions."""
+    for keyword in PIXEL_KEYWORDS:
+        if keyword not in dataset:
+            continue
+        element: Any = dataset.get_item(keyword)
+        if not isinstance(element, RawDataElement) or element.value is not None:
+            continue
+        length = element.length
+        if length != UNDEFINED_LENGTH and element.value_tell + length > size:
+            there = size - element.value_tell
+            raise UnreadableFileError(
+                f"The file is truncated: of {length} bytes of pixel data {there} are there.",
+                "Send it again from its source.",
+            )
