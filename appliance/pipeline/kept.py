@@ -6,6 +6,7 @@ again after a crash has the same bytes.
 
 import json
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -68,14 +69,14 @@ class KeptAnalyses:
         """
         file = self._file(token, analysis.revision)
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 header = json.loads(str(arrays["header"]))
                 masks = {
                     (pack, task): SegmentationMask(_unpacked(arrays[f"mask{index}"], tuple(shape)), area)
                     for index, (pack, task, shape, area) in enumerate(header["masks"])
                 }
                 created = datetime.fromisoformat(header["created"])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise StorageError(f"The masks in {file} can't be read: {error}.", "Analyse the study again.") from error
         outcomes = tuple(_masked(outcome, masks) for outcome in analysis.outcomes)
         return Kept(replace(analysis, outcomes=outcomes), created)
