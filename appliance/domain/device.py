@@ -6,6 +6,9 @@ from appliance.domain.instance import Instance
 
 MANUFACTURER = "Insite"
 MODEL_NAME = "Insite appliance"
+IMPLEMENTATION_CLASS_UID = "2.25.290038806631770846089306097973258962467"
+"""Names this software in associations and in the heads of files (PS3.7 D.3.3.2); a random UUID, fixed for good."""
+IMPLEMENTATION_VERSION_NAME = "INSITE"
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,10 @@ class UnreadableFileError(InputError):
     """A file is not DICOM, is truncated, or lacks an attribute that identifies it."""
 
 
+class DataSetMismatchError(InputError):
+    """A data set says another SOP class or instance than the request that brought it."""
+
+
 class PixelDecodeError(InputError):
     """The pixel data can't be decoded, or there is none."""
 

@@ -3,7 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def open_database(file: Path) -> Engine:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT, FILE_MODE))
+        _make(file)
     except OSError as error:
         raise StorageError(f"{file} can't be opened: {error.strerror}.", "Check owner, rights and disk.") from error
     engine = create_engine(f"sqlite:///{file}", connect_args={"check_same_thread": False})
@@ -36,6 +36,14 @@ def open_database(file: Path) -> Engine:
     with storage_errors(file):
         _prepare(engine, file)
     return engine
+
+
+def _make(file: Path) -> None:
+    """Make the file with its mode; one that exists is not touched, because closing it would drop SQLite's locks."""
+    with suppress(FileExistsError):
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, FILE_MODE)
+        os.fchmod(descriptor, FILE_MODE)
+        os.close(descriptor)
 
 
 def _prepare(engine: Engine, file: Path) -> None:
@@ -89,7 +97,7 @@ def storage_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except OperationalError as error:
-        if "full" in str(error.orig):
+        if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             raise StorageFullError(f"No space is left to write {file}.", "Free space on its disk.") from error
         raise StorageError(f"{file} can't be used: {error.orig}.", "Check its owner, rights and disk.") from error
     except SQLAlchemyError as error:

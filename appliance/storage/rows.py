@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def text_from_time(time: datetime) -> str:
 
 def json_from_instance(instance: Instance) -> str:
     """An instance as JSON."""
-    return TypeAdapter(Instance).dump_json(instance).decode()
+    return _instances().dump_json(instance).decode()
 
 
 def json_from_analysis(analysis: StudyAnalysis) -> str:
@@ -35,6 +36,12 @@ def analysis_from_json(text: str) -> StudyAnalysis:
     return _analyses().validate_json(text)[0]
 
 
+@cache
+def _instances() -> TypeAdapter[Instance]:
+    return TypeAdapter(Instance)
+
+
+@cache
 def _analyses() -> TypeAdapter[tuple[StudyAnalysis]]:
     return TypeAdapter(tuple[StudyAnalysis], config=ConfigDict(arbitrary_types_allowed=True))
 
@@ -42,7 +49,7 @@ def _analyses() -> TypeAdapter[tuple[StudyAnalysis]]:
 def stored_from_row(row: Row[Any]) -> StoredInstance:
     """A received instance."""
     return StoredInstance(
-        instance=TypeAdapter(Instance).validate_json(row.attributes),
+        instance=_instances().validate_json(row.attributes),
         path=Path(row.path),
         received_at=datetime.fromisoformat(row.received_at),
         calling_ae=row.calling_ae,

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from appliance.domain.errors import IdentityConflictError, UnknownStudyError
+from appliance.domain.errors import IdentityConflictError, TransitionError, UnknownStudyError
 from appliance.domain.instance import key_of
 from appliance.domain.lifecycle import StudyEvent, StudyState, next_state
 from appliance.domain.ports import StoredInstance
@@ -102,6 +102,9 @@ def apply_event(connection: Connection, token: str, revision: int, event: StudyE
         raise UnknownStudyError(f"The ledger has no study {token} at revision {revision}.")
     state = next_state(StudyState(row.state), event)
     if event is StudyEvent.RETRIED:
+        current = connection.execute(select(STUDIES.c.revision).where(STUDIES.c.token == token)).scalar_one()
+        if current != revision:
+            raise TransitionError(f"Revision {revision} can't be retried: revision {current} has taken its place.")
         open_revision(connection, token, revision + 1, row.first_received_at, row.last_received_at)
         return state
     connection.execute(
