@@ -13,7 +13,7 @@ from pathlib import Path
 
 from appliance.domain.errors import PackError
 from appliance.domain.manifest import PackManifest, VerifiedPack
-from appliance.governance.activation import activate
+from appliance.governance.serving import serve_best
 from appliance.inference.runner import PackRunner
 from appliance.inference.server import InferenceServer
 from appliance.packs.open import PackProblem, installed_packs
@@ -31,7 +31,7 @@ class PackStatus:
         name: The pack's name; the folder's where the manifest can't be trusted. The fields after it are empty then.
         precision: What it is served in; empty when refused.
         state: `active` or `refused`.
-        reason: Why it was refused, and the way forward; empty when active.
+        reason: Why it was refused, with the way forward; for an active pack, why a better precision is not served.
     """
 
     name: str
@@ -86,7 +86,8 @@ def _activated(settings: Settings, runner: PackRunner, stop: threading.Event, lo
     )
     for problem in found:
         if isinstance(problem, PackProblem):
-            yield _refused_folder(problem, log)
+            reason = str(problem.error)
+            yield _refused(PackStatus(problem.name, "", None, "", "", "", "", "refused", reason), log)
     for pack in _newest_first(found):
         if stop.is_set():
             return
@@ -102,35 +103,29 @@ def _newest_first(found: Sequence[VerifiedPack | PackProblem]) -> Sequence[Verif
 def _status(pack: VerifiedPack, runner: PackRunner, log: Logger) -> PackStatus:
     manifest = pack.manifest
     try:
-        provenance = runner.add(pack)
+        serving = serve_best(pack, runner)
     except PackError as error:
-        return _refused(manifest, error, log)
-    try:
-        report = activate(pack, runner)
-    except PackError as error:
-        runner.remove(manifest.name)
-        return _refused(manifest, error, log)
+        return _refused(_listed(manifest, "", "refused", str(error)), log)
+    for rejection in serving.rejected:
+        log.error("precision rejected", pack=manifest.name, precision=rejection.precision, reason=rejection.reason)
+    report = serving.report
     log.info(
         "pack active",
         pack=manifest.name,
         release=manifest.release,
         digest=manifest.digest,
-        precision=provenance.precision,
+        precision=report.provenance.precision,
         golden_cases=report.cases,
         worst_score_difference=round(report.worst_score_difference, 4),
         worst_mask_dice=round(report.worst_mask_dice, 4),
     )
-    return _listed(manifest, provenance.precision, "active", "")
+    given_way = " ".join(f"{each.precision} was rejected: {each.reason}" for each in serving.rejected)
+    return _listed(manifest, report.provenance.precision, "active", given_way)
 
 
-def _refused(manifest: PackManifest, error: PackError, log: Logger) -> PackStatus:
-    log.error("pack refused", pack=manifest.name, release=manifest.release, reason=str(error))
-    return _listed(manifest, "", "refused", str(error))
-
-
-def _refused_folder(problem: PackProblem, log: Logger) -> PackStatus:
-    log.error("pack refused", pack=problem.name, reason=str(problem.error))
-    return PackStatus(problem.name, "", None, "", "", "", "", "refused", str(problem.error))
+def _refused(status: PackStatus, log: Logger) -> PackStatus:
+    log.error("pack refused", pack=status.name, release=status.release, reason=status.reason)
+    return status
 
 
 def _listed(manifest: PackManifest, precision: str, state: str, reason: str) -> PackStatus:

@@ -1,7 +1,7 @@
 """One verified pack in memory: its encoder, its heads, and the features of the last images."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from threading import Lock
 
@@ -27,18 +27,18 @@ class LoadedPack:
 
     Args:
         pack: What to load; every file is hashed again as it is read, so that what was verified is what runs.
-        runtimes: Runtimes of this machine; the manifest's first variant that one of them serves is taken.
+        choice: The encoder variant and the runtime that serves it.
         device: Held while a graph runs: all graphs share the same CPUs.
 
     Raises:
-        PackContentError: No variant for these runtimes, or a graph that can't be loaded or is not as the manifest says.
+        PackContentError: A graph can't be loaded, changed since it was verified, or is not as the manifest says.
     """
 
-    def __init__(self, pack: VerifiedPack, runtimes: Sequence[Runtime], device: Lock) -> None:
+    def __init__(self, pack: VerifiedPack, choice: tuple[EncoderVariant, Runtime], device: Lock) -> None:
         self._manifest = pack.manifest
         self._device = device
         self._cache = FeatureCache(CACHED_IMAGES)
-        variant, runtime = _choice(pack.manifest, runtimes)
+        variant, runtime = choice
         with ExitStack() as loading:
             self._encoder = _load(pack, variant.file, variant.precision, runtime)
             loading.callback(self._encoder.close)
@@ -130,20 +130,23 @@ class LoadedPack:
         return array
 
 
+def best_variant(
+    manifest: PackManifest, runtimes: Sequence[Runtime], without: Collection[str] = ()
+) -> tuple[EncoderVariant, Runtime] | None:
+    """The manifest's first variant that a runtime of this machine serves, precisions in `without` left out."""
+    candidates = (
+        (variant, runtime)
+        for variant in manifest.variants
+        if variant.precision not in without
+        for runtime in runtimes
+        if runtime.name in variant.runtimes
+    )
+    return next(candidates, None)
+
+
 def tensor_of_input(spec: InputSpec) -> TensorSpec:
     """A pack's input as a tensor of the protocol."""
     return TensorSpec(spec.name, "UINT8", (-1, 1, spec.rows, spec.columns))
-
-
-def _choice(manifest: PackManifest, runtimes: Sequence[Runtime]) -> tuple[EncoderVariant, Runtime]:
-    for variant in manifest.variants:
-        for runtime in runtimes:
-            if runtime.name in variant.runtimes:
-                return variant, runtime
-    raise PackContentError(
-        f"The pack {manifest.name} has no encoder for {' or '.join(runtime.name for runtime in runtimes)}.",
-        "Build the pack with a variant for this machine.",
-    )
 
 
 def _load(pack: VerifiedPack, path: str, precision: str, runtime: Runtime) -> Engine:

@@ -1,6 +1,6 @@
 """Runs the models of several packs in this process: what the daemon serves, and what `insite analyse` calls itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from types import TracebackType
@@ -15,7 +15,7 @@ from appliance.domain.manifest import TensorSpec, VerifiedPack
 from appliance.domain.ports import Answer, ServedModel
 from appliance.inference.cpus import usable_cpus
 from appliance.inference.engine import Runtime
-from appliance.inference.loaded_pack import LoadedPack, tensor_of_input
+from appliance.inference.loaded_pack import LoadedPack, best_variant, tensor_of_input
 from appliance.inference.onnxruntime_cpu import OnnxRuntimeCpu
 from appliance.inference.tensors import Array, check_input, described
 
@@ -66,11 +66,15 @@ class PackRunner:
     ) -> None:
         self.close()
 
-    def add(self, pack: VerifiedPack) -> ModelProvenance:
-        """Load one more pack, and say how it is served.
+    def can_load(self, pack: VerifiedPack, without: Collection[str] = ()) -> bool:
+        """Whether a pack has a variant for this machine, precisions in `without` left out."""
+        return best_variant(pack.manifest, self._runtimes, without) is not None
+
+    def add(self, pack: VerifiedPack, without: Collection[str] = ()) -> ModelProvenance:
+        """Load one more pack in its best precision, those in `without` left out, and say how it is served.
 
         Raises:
-            PackContentError: It can't be loaded, or a pack of this name is loaded already.
+            PackContentError: No variant fits this machine, it can't be loaded, or the name is taken.
         """
         name = pack.manifest.name
         if name in self._packs:
@@ -78,7 +82,13 @@ class PackRunner:
                 f"Release {self._packs[name].manifest.release} of the pack {name} is loaded already.",
                 "Remove it first, or remove one of the two folders.",
             )
-        loaded = LoadedPack(pack, self._runtimes, self._device)
+        choice = best_variant(pack.manifest, self._runtimes, without)
+        if choice is None:
+            raise PackContentError(
+                f"The pack {name} has no encoder for {' or '.join(runtime.name for runtime in self._runtimes)}.",
+                "Build the pack with a variant for this machine.",
+            )
+        loaded = LoadedPack(pack, choice, self._device)
         self._packs = {**self._packs, name: loaded}
         return loaded.provenance
 
