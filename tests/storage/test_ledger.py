@@ -34,7 +34,7 @@ from appliance.domain.instance import Instance, key_of
 from appliance.domain.lifecycle import DeliveryState, StudyEvent, StudyState
 from appliance.domain.manifest import Code, OperatingPoint, TaskKind
 from appliance.domain.ports import DeliveryRecord, Incident, Ledger, StoredInstance
-from appliance.storage.database import open_database, storage_errors, write
+from appliance.storage.database import _make, open_database, storage_errors, write
 from appliance.storage.ledger import SqlLedger
 from appliance.storage.schema import INCIDENTS
 from tests.fakes.instances import radiograph
@@ -141,6 +141,25 @@ def test_a_retry_opens_a_new_revision_and_keeps_the_old_one(ledger: SqlLedger) -
     first, second = ledger.revisions(TOKEN)
     assert (first.state, first.reason) == (StudyState.FAILED, "The disk is broken.")
     assert (second.state, second.images, second.last_received_at) == (StudyState.RECEIVING, 1, NOON)
+
+
+def test_a_second_retry_of_the_same_revision_is_refused(ledger: SqlLedger) -> None:
+    """Two clicks on "retry" open one new revision; the second says that another has taken its place."""
+    ledger.add_instance(stored(image()))
+    bring_to(ledger, StudyEvent.SETTLED, StudyEvent.FAILED, StudyEvent.RETRIED)
+    with pytest.raises(TransitionError, match="revision 2 has taken its place"):
+        ledger.apply(TOKEN, 1, StudyEvent.RETRIED)
+
+
+def test_opening_the_ledger_twice_in_one_process_keeps_its_locks(ledger: SqlLedger, tmp_path: Path) -> None:
+    """A second ledger on the same file does not let a third write into an open transaction."""
+    with ledger.transaction() as within:
+        ledger_file = tmp_path / "ledger.db"
+        within.connection.execute(text("DELETE FROM insite_incidents"))
+        probe = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')"
+        _make(ledger_file)
+        other = subprocess.run([sys.executable, "-c", probe, str(ledger_file)], capture_output=True, check=False)
+        assert b"locked" in other.stderr
 
 
 def test_an_event_out_of_order_is_refused(ledger: SqlLedger) -> None:
@@ -250,7 +269,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     broken.write_bytes(b"no database at all, but long enough to be read as one" * 20)
     with pytest.raises(StorageError, match=r"broken\.db"):
         SqlLedger.open(broken)
-    with pytest.raises(StorageError, match="can't be opened"):
+    with pytest.raises(StorageError, match="can't be used"):
         SqlLedger.open(tmp_path)
 
 
