@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from appliance.admin.words import PACK_WORDS, Word
 from appliance.domain.findings import ModelProvenance
 from appliance.domain.manifest import Validation
 
@@ -25,7 +26,7 @@ _CAUTIONS = {
 }
 _UNKNOWN = Caution("validation unknown", "validation unknown")
 _GONE = Caution("validation unknown", "validation unknown: this pack is no longer installed")
-_KEYS = ("name", "release", "digest", "validation", "precision", "state", "reason")
+_KEYS = ("name", "title", "release", "version", "digest", "validation", "precision", "state", "reason")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +38,20 @@ class PackLine:
     """
 
     name: str
+    title: str
     release: str
+    version: str
     digest: str
     validation: str
     precision: str
     state: str
     reason: str
     caution: Caution | None
+
+    @property
+    def word(self) -> Word:
+        """The state for reading."""
+        return PACK_WORDS.get(self.state, Word(self.state or "Unknown", "?", "busy"))
 
 
 @dataclass(frozen=True, slots=True)

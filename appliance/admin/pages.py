@@ -19,6 +19,9 @@ from appliance.telemetry import logger_for
 PAGE_SIDE, FULL_SIDE = 900, 2048
 """Longest side of a picture in pixels: within the page, and on its own."""
 
+LISTED_IMAGES = 100
+"""Images of a study that its page names; the others are counted."""
+
 
 class Pages:
     """Answers of the site; each method is one route."""
@@ -49,7 +52,7 @@ class Pages:
         packs = read_packs(self._site.packs_file)
         view = view_of(self._site.ledger, packs, token, _number("revision"), _number("image"))
         self._audit("viewed-study", token=token, revision=view.record.revision)
-        return render_template("study.html", view=view)
+        return render_template("study.html", view=view, listed_images=LISTED_IMAGES)
 
     def picture(self, token: str) -> ResponseReturnValue:
         """The picture of one image of a study."""

@@ -43,6 +43,8 @@ DELIVERY_WORDS = {
     DeliveryState.SENT: Word("Sent", "✓", "good"),
     DeliveryState.DEAD: Word("Given up", "✕", "bad"),
 }
+PACK_WORDS = {"active": Word("Active", "✓", "good"), "refused": Word("Refused", "✕", "bad")}
+"""By the state that the inference daemon writes."""
 AGAIN_WORDS = {
     StudyState.DONE: "Send results again",
     StudyState.UNDELIVERED: "Send results again",

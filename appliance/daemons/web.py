@@ -29,7 +29,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
     """
     log = logger_for("web")
     for folder in ("keys", "audit", "run"):
-        (settings.state / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        (settings.state / folder).mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         ledger = stack.enter_context(SqlLedger.open(settings.ledger_file))
         users = stack.enter_context(UserStore(settings.state / FILE_NAME))

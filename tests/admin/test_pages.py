@@ -159,12 +159,12 @@ def test_packs_show_their_state_and_validation(scene: Scene) -> None:
     text = scene.browser("vera").get("/packs").text
     for words in (
         "chest-xray",
-        "serving",
+        "Active",
         "research only",
         "broken",
-        "refused",
+        "Refused",
         "The signature is missing.",
-        "validated",
+        "validation unknown",
     ):
         assert words in text
     scene.site.packs_file.write_text("[]")

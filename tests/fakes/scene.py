@@ -26,22 +26,26 @@ DIGEST, BASE = "a1b2c3d4e5f6" + "0" * 52, "b" * 64
 PACKS = [
     {
         "name": "chest-xray",
+        "title": "Frontal chest radiograph",
         "release": 1,
+        "version": "0.1.0",
         "digest": DIGEST,
         "validation": "research-only",
         "precision": "int8",
-        "state": "serving",
+        "state": "active",
         "reason": "",
     },
     {
         "name": "broken",
-        "release": 2,
-        "digest": "c" * 64,
-        "validation": "validated",
-        "precision": None,
+        "title": "",
+        "release": None,
+        "version": "",
+        "digest": "",
+        "validation": "",
+        "precision": "",
         "state": "refused",
-    }
-    | {"reason": "The signature is missing."},
+        "reason": "The signature is missing.",
+    },
 ]
 PROVENANCE = ModelProvenance("chest-xray", 1, DIGEST, BASE, "int8")
 POINT = OperatingPoint("int8", 0.42, None, "Sensitivity 0.90 [0.85, 0.94], n = 210, one data set.")
@@ -73,7 +77,9 @@ def phantom_instance() -> Instance:
         "1" * 64,
     )
     patient: Patient = replace(made.patient, patient_id="SYNTHETIC-1", birth_date="19600101", sex="O")
-    return Instance(identity, patient, replace(made.image, description="Chest PA (synthetic phantom)"))
+    return Instance(
+        identity, patient, replace(made.image, description="Chest PA (synthetic phantom)", study_date="20240301")
+    )
 
 
 def outcomes_of(made: Instance) -> tuple[TaskOutcome, ...]:

@@ -154,6 +154,22 @@ def test_the_list_renews_itself_and_keeps_the_focus(visit: Visit) -> None:
     expect(link).to_be_focused()
 
 
+def test_a_refresh_that_fails_leaves_the_page(visit: Visit) -> None:
+    """While the appliance can't read its records, the list stays with its old time, and recovers by itself."""
+    visit.log_in()
+    page, updated = visit.page, visit.page.locator(".updated")
+    visit.context.route("**/?page=1", lambda route: route.fulfill(status=503, body="<p>broken</p>"))
+    with page.expect_response("**/?page=1") as failed:
+        pass
+    assert failed.value.status == 503
+    expect(page.get_by_role("link", name="WAITING, WANDA")).to_be_visible()
+    before = updated.inner_text()
+    visit.context.unroute("**/?page=1")
+    visit.scene.clock.turn(1)
+    expect(updated).not_to_have_text(before, timeout=30_000)
+    visit.complaints[:] = [each for each in visit.complaints if "503" not in each]
+
+
 def test_an_unattended_page_becomes_the_log_in(visit: Visit) -> None:
     """When the session ends, a page that shows patients is replaced by the log-in without a click."""
     visit.log_in()
