@@ -1,0 +1,87 @@
+"""Turns an analysis into DICOM files: the report always, the segmentation where there is one."""
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+
+from appliance.domain.device import MODEL_NAME, DeviceIdentity
+from appliance.domain.errors import ReportError
+from appliance.domain.findings import ResultObject, StudyAnalysis
+from appliance.reporting.naming import naming_of
+from appliance.reporting.quiet import quiet
+from appliance.reporting.seg import segmentation_of
+from appliance.reporting.sources import headers_of
+from appliance.reporting.sr import report_of
+
+PROFILE = "binary"
+"""The only encoding of segmentations so far; part of every UID, because another encoding is another object."""
+BUILD_ERRORS = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
+"""What the library raises on sources that can't carry a valid object."""
+
+
+class DicomReporter:
+    """Implements `Reporter`."""
+
+    def __init__(self, device: DeviceIdentity) -> None:
+        self._device = device
+
+    def write(
+        self,
+        analysis: StudyAnalysis,
+        sources: Mapping[str, Path],
+        created: datetime,
+        folder: Path,
+    ) -> Sequence[ResultObject]:
+        """Write one SR, and one SEG where a segmentation ran, into `folder`; same input, same bytes.
+
+        Raises:
+            ReportError: The sources can't carry the result, or the disk did not take it.
+        """
+        if not sources:
+            raise ReportError("A study without images can't be reported on.", "Send the study again.")
+        naming = naming_of(analysis, PROFILE)
+        with quiet():
+            headers = headers_of(sources)
+            try:
+                by_uid = {str(header.SOPInstanceUID): header for header in headers}
+                made = {
+                    "SR": report_of(analysis, headers, self._device, naming),
+                    "SEG": segmentation_of(analysis, by_uid, self._device, naming),
+                }
+            except BUILD_ERRORS as error:
+                raise ReportError(
+                    f"No valid result object can be made from the source images: {error}.",
+                    "Look at the source's patient, study and series attributes.",
+                ) from error
+            return [self._save(kind, dataset, created, folder) for kind, dataset in made.items() if dataset is not None]
+
+    def _save(self, kind: str, dataset: Dataset, created: datetime, folder: Path) -> ResultObject:
+        self._finish(dataset, created)
+        final = folder / f"{kind}.dcm"
+        draft = folder / f".{kind}.dcm.part"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as stream:
+                dataset.save_as(stream, enforce_file_format=True)
+                stream.flush()
+                os.fsync(stream.fileno())
+            draft.rename(final)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise ReportError(f"{final} can't be written: {error.strerror}.", "Free space on its disk.") from error
+        return ResultObject(kind, str(dataset.SOPInstanceUID), str(dataset.SOPClassUID), str(final))
+
+    def _finish(self, dataset: Dataset, created: datetime) -> None:
+        """Set what the library takes from the wall clock or leaves out."""
+        date, time = created.strftime("%Y%m%d"), created.strftime("%H%M%S.%f")
+        dataset.SpecificCharacterSet = "ISO_IR 192"
+        dataset.ContentDate, dataset.ContentTime = date, time
+        dataset.InstanceCreationDate, dataset.InstanceCreationTime = date, time
+        dataset.SeriesDate, dataset.SeriesTime = date, time
+        dataset.ManufacturerModelName = MODEL_NAME
+        dataset.DeviceSerialNumber = self._device.serial
+        dataset.DeviceUID = self._device.device_uid
+        dataset.SoftwareVersions = self._device.version

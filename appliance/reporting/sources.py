@@ -1,0 +1,84 @@
+"""The headers that results are made from: patient and study of the source images, cleaned to stay valid."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+
+from appliance.domain.errors import ReportError
+
+READ_ERRORS = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError)
+IDENTITY = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
+DATE, TIME, AGE = r"\d{8}", r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?", r"\d{3}[DWMY]"
+PATTERNS = {
+    "PatientBirthDate": DATE,
+    "PatientSex": "[MFO]",
+    "StudyDate": DATE,
+    "StudyTime": TIME,
+    "PatientAge": AGE,
+    "Modality": r"[A-Z0-9_ ]{1,16}",
+}
+"""Values that break their VR (PS3.5 6.2) are left empty in results."""
+LENGTHS = {
+    "PatientName": 64,
+    "PatientID": 64,
+    "IssuerOfPatientID": 64,
+    "AccessionNumber": 16,
+    "StudyID": 16,
+    "ReferringPhysicianName": 64,
+    "StudyDescription": 64,
+}
+REQUIRED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber",
+            "StudyID", "ReferringPhysicianName")  # fmt: skip
+"""Type 2 attributes of the patient and study modules (PS3.3 C.7.1.1, C.7.2.1): present in results, empty if unknown."""
+IMAGE = ("Rows", "Columns", "FrameOfReferenceUID", "ImageOrientationPatient", "ImagePositionPatient", "SliceThickness",
+         "PatientOrientation", "Manufacturer", "ManufacturerModelName")  # fmt: skip
+
+
+def headers_of(sources: Mapping[str, Path]) -> list[Dataset]:
+    """A clean header of each source, sorted by SOP Instance UID.
+
+    Raises:
+        ReportError: A file can't be read any more.
+    """
+    return [_header(sources[uid]) for uid in sorted(sources)]
+
+
+def _header(path: Path) -> Dataset:
+    try:
+        raw = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+        return _cleaned(raw)
+    except READ_ERRORS as error:
+        raise ReportError(
+            f"A source image can't be read for its report: {error}.", "Check the spool's disk."
+        ) from error
+
+
+def _cleaned(raw: Dataset) -> Dataset:
+    clean = Dataset()
+    for keyword in IDENTITY:
+        setattr(clean, keyword, str(raw.get(keyword)).strip())
+    for keyword in {*REQUIRED, *PATTERNS, *LENGTHS}:
+        value = _text(raw, keyword)
+        if keyword in PATTERNS and not re.fullmatch(PATTERNS[keyword], value):
+            value = ""
+        value = value[: LENGTHS.get(keyword, 64)]
+        if value or keyword in REQUIRED:
+            setattr(clean, keyword, value)
+    for keyword in IMAGE:
+        if keyword in raw and raw.get(keyword) not in (None, ""):
+            setattr(clean, keyword, raw.get(keyword))
+    return clean
+
+
+def _text(raw: Dataset, keyword: str) -> str:
+    try:
+        value = raw.get(keyword)
+    except READ_ERRORS:
+        return ""
+    if isinstance(value, MultiValue | Sequence) and not isinstance(value, str):
+        value = value[0] if value else ""
+    return re.sub(r"[\x00-\x1f\x7f\\]", " ", str(value or "")).strip()
