@@ -10,7 +10,7 @@ from appliance.domain.instance import AgeSource, Patient, StudyKey
 from appliance.domain.manifest import PackManifest, TaskKind, TaskManifest
 from appliance.domain.ports import Inference, StoredInstance
 from appliance.imaging.mask import mask_from_probability
-from appliance.pipeline.guard import Look, Pictures, guard_of, look_at
+from appliance.pipeline.guard import Look, Picture, Pictures, guard_of, look_at
 from appliance.pipeline.question import Reading, ask, failure_sentence
 from appliance.telemetry import logger_for
 
@@ -130,7 +130,7 @@ class _PackRound:
 
     def _classification(self, task: TaskManifest) -> TaskOutcome:
         eligible, refusals = self._eligible(task)
-        told = [self._classify(task, look) for look in eligible]
+        told = [self._classify(task, look, picture) for look, picture in eligible]
         if not told:
             return self._refused(task, refusals)
         scored = [each for each in told if each.score is not None]
@@ -148,8 +148,8 @@ class _PackRound:
         eligible, refusals = self._eligible(task)
         if not eligible:
             return self._refused(task, refusals)
-        best = max(eligible, key=lambda look: look.score)
-        told = self._segment(task, best)
+        best, picture = max(eligible, key=lambda shown: shown[0].score)
+        told = self._segment(task, best, picture)
         if told.mask is None:
             return self._failed(task, told.failure, best)
         notes = []
@@ -159,29 +159,29 @@ class _PackRound:
             notes.append("The segmentation is empty.")
         return self._ran(task, told, tuple(notes))
 
-    def _eligible(self, task: TaskManifest) -> tuple[list[Look], list[tuple[Look, Refusal]]]:
-        eligible: list[Look] = []
+    def _eligible(self, task: TaskManifest) -> tuple[list[tuple[Look, Picture]], list[tuple[Look, Refusal]]]:
+        eligible: list[tuple[Look, Picture]] = []
         refusals: list[tuple[Look, Refusal]] = []
         for look in self._looks:
             refusal = refusal_of(look.stored.instance, task.eligibility) or look.refusal
             if refusal is not None:
                 refusals.append((look, refusal))
-            elif not look.left_out:
-                eligible.append(look)
+            elif look.picture is not None:
+                eligible.append((look, look.picture))
         return eligible, refusals
 
-    def _classify(self, task: TaskManifest, look: Look) -> _Told:
+    def _classify(self, task: TaskManifest, look: Look, picture: Picture) -> _Told:
         try:
-            reading = self._read(task, look)
+            reading = ask(self._inference, self._manifest, task, picture)
             return _Told(look, reading, reading.probability(task.outputs[0].name))
         except (InferenceUnavailableError, ProvenanceError):
             raise
         except InferenceError as error:
             return self._could_not(task, look, error)
 
-    def _segment(self, task: TaskManifest, look: Look) -> _Told:
+    def _segment(self, task: TaskManifest, look: Look, picture: Picture) -> _Told:
         try:
-            reading = self._read(task, look)
+            reading = ask(self._inference, self._manifest, task, picture)
             plane = reading.plane(task.outputs[0].name)
         except (InferenceUnavailableError, ProvenanceError):
             raise
@@ -189,11 +189,6 @@ class _PackRound:
             return self._could_not(task, look, error)
         display = self._pictures.display(look.stored.path)
         return _Told(look, reading, mask=mask_from_probability(plane, display, reading.point.threshold))
-
-    def _read(self, task: TaskManifest, look: Look) -> Reading:
-        if look.picture is None:  # pragma: no cover - an accepted look always holds its picture
-            raise InferenceError("The guard accepted an image without a picture.")
-        return ask(self._inference, self._manifest, task, look.picture)
 
     def _could_not(self, task: TaskManifest, look: Look, error: InferenceError) -> _Told:
         logger_for("pipeline").error(

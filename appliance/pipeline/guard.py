@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +25,16 @@ from appliance.imaging.model_input import NoContrastError, model_input_from_disp
 from appliance.pipeline.question import Reading, ask, failure_sentence
 from appliance.telemetry import logger_for
 
+Picture: TypeAlias = NDArray[np.uint8]
+"""The encoder's input, uint8 [rows, columns]."""
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Look:
     """What came of showing one image to the guard; without a refusal, the other tasks may speak of it.
 
     Attributes:
-        picture: The encoder's input, uint8 [rows, columns]; None where the image was not decoded.
+        picture: None where the image was not decoded.
         reading: The guard's answer; None where it was not asked or could not answer.
         score: The guard's score, 0 without a reading.
         failure: Why the guard could not answer; empty when it did or was not asked.
@@ -39,7 +43,7 @@ class Look:
 
     stored: StoredInstance
     refusal: Refusal | None = None
-    picture: NDArray[np.uint8] | None = None
+    picture: Picture | None = None
     reading: Reading | None = None
     score: float = 0.0
     failure: str = ""
@@ -118,7 +122,7 @@ def _show(
         return Look(stored, unguarded, picture, failure=failure_sentence(task, error))
 
 
-def _judge(stored: StoredInstance, picture: NDArray[np.uint8], reading: Reading, manifest: PackManifest) -> Look:
+def _judge(stored: StoredInstance, picture: Picture, reading: Reading, manifest: PackManifest) -> Look:
     score, distance = reading.probability("score"), reading.number("distance")
     limit = reading.point.max_distance
     if limit is None:

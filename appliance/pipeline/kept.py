@@ -47,11 +47,10 @@ class KeptAnalyses:
         """
         arrays: dict[str, NDArray[Any]] = {}
         masks = []
-        for index, outcome in enumerate(each for each in analysis.outcomes if each.mask is not None):
-            mask = outcome.mask
-            if mask is not None:
-                arrays[f"mask{index}"] = np.packbits(mask.pixels)
-                masks.append([outcome.pack, outcome.task, list(mask.pixels.shape), mask.area_mm2])
+        masked = [(outcome, outcome.mask) for outcome in analysis.outcomes if outcome.mask is not None]
+        for index, (outcome, mask) in enumerate(masked):
+            arrays[f"mask{index}"] = np.packbits(mask.pixels)
+            masks.append([outcome.pack, outcome.task, list(mask.pixels.shape), mask.area_mm2])
         arrays["header"] = np.array(json.dumps({"created": self._clock().isoformat(), "masks": masks}))
         try:
             self._write(self._file(token, analysis.revision), arrays)

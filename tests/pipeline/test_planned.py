@@ -1,0 +1,66 @@
+"""Only a pack that is both installed and served speaks for a study."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from appliance.domain.errors import InferenceUnavailableError
+from appliance.domain.instance import StudyKey
+from appliance.domain.manifest import PackManifest
+from appliance.domain.ports import ServedModel
+from appliance.pipeline.planned import PlannedPacks
+from tests.fakes.chain import DIGEST, ScriptedModels, agreeable, pack
+
+KEY = StudyKey("1.1", "P1", "")
+
+
+class Shelf:
+    """Installed packs that can be exchanged; counts how often they are read."""
+
+    def __init__(self, *packs: PackManifest) -> None:
+        self.packs = packs
+        self.read = 0
+
+    def __call__(self) -> Sequence[PackManifest]:
+        """Read them."""
+        self.read += 1
+        return self.packs
+
+
+def digests(packs: PlannedPacks) -> dict[str, str]:
+    """Which packs would speak now."""
+    return dict(packs.analyser().analyse(KEY, 1, []).pack_digests)
+
+
+def test_packs_are_read_once_while_nothing_changes() -> None:
+    """Installed packs are verified at first use, and not for every study."""
+    shelf = Shelf(pack(), pack(name="other", digest="9" * 64))
+    planned = PlannedPacks(agreeable(), shelf, 16)
+    assert digests(planned) == digests(planned) == {"chest": DIGEST}
+    assert shelf.read == 1
+
+
+def test_an_exchanged_pack_is_read_again() -> None:
+    """When the daemon serves a new pack, the installed ones are read again and the new one speaks."""
+    models, shelf = agreeable(), Shelf(pack())
+    planned = PlannedPacks(models, shelf, 16)
+    planned.analyser()
+    models.manifest = pack(digest="7" * 64)
+    with pytest.raises(InferenceUnavailableError, match="another version"):
+        planned.analyser()
+    shelf.packs = (pack(digest="7" * 64),)
+    assert digests(planned) == {"chest": "7" * 64}
+
+
+class Empty(ScriptedModels):
+    """A daemon that serves nothing."""
+
+    def served(self) -> Sequence[ServedModel]:
+        """As the Protocol says."""
+        return []
+
+
+def test_a_daemon_that_serves_nothing_is_waited_for() -> None:
+    """Without a served pack there is nothing to say about a study yet."""
+    with pytest.raises(InferenceUnavailableError, match="no model pack"):
+        PlannedPacks(Empty({}), Shelf(pack()), 16).analyser()
