@@ -12,7 +12,8 @@ Logger = structlog.typing.FilteringBoundLogger
 def configure_logs(level: Literal["debug", "info", "warning", "error"], form: Literal["json", "text"]) -> None:
     """Set up logging for this process; called once, by a daemon or the command line.
 
-    Library loggers go through the same renderer from `warning` upwards.
+    Library loggers go through the same renderer from `warning` upwards; the DICOM parser's remarks on odd values,
+    which would repeat them, from `error`.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -39,6 +40,7 @@ def configure_logs(level: Literal["debug", "info", "warning", "error"], form: Li
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 
 def logger_for(room: str) -> Logger:

@@ -34,6 +34,8 @@ LENGTHS = {
 REQUIRED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber",
             "StudyID", "ReferringPhysicianName")  # fmt: skip
 """Type 2 attributes of the patient and study modules (PS3.3 C.7.1.1, C.7.2.1): present in results, empty if unknown."""
+PATIENT_AND_STUDY = ("StudyInstanceUID", *REQUIRED, *sorted({*PATTERNS, *LENGTHS} - {*REQUIRED, "Modality"}))
+"""What results share with their sources."""
 IMAGE = ("Rows", "Columns", "FrameOfReferenceUID", "ImageOrientationPatient", "ImagePositionPatient", "SliceThickness",
          "PatientOrientation", "Manufacturer", "ManufacturerModelName")  # fmt: skip
 

@@ -24,9 +24,23 @@ from appliance.domain.device import MANUFACTURER, MODEL_NAME, DeviceIdentity
 from appliance.domain.findings import StudyAnalysis, TaskOutcome
 from appliance.reporting import codes
 from appliance.reporting.naming import Naming
+from appliance.reporting.sources import PATIENT_AND_STUDY
 
 SERIES_NUMBER = 9901
 CAUTION = "AI result, unverified. Not for diagnosis without review by a physician."
+
+
+class _AnySourceSR(Comprehensive3DSR):
+    """Takes patient and study from a clean header whatever its SOP class.
+
+    Retired and private classes are unknown to the library's tables, and a refusal of such a study is a result too.
+    """
+
+    def copy_patient_and_study_information(self, dataset: Dataset) -> None:
+        """Copy the patient and study modules (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2)."""
+        for keyword in PATIENT_AND_STUDY:
+            if keyword in dataset:
+                setattr(self, keyword, dataset.get(keyword))
 
 
 def report_of(
@@ -44,7 +58,7 @@ def report_of(
         imaging_measurements=groups,
     )
     content[0].ContentSequence.append(_comment(CAUTION))
-    report = Comprehensive3DSR(
+    report = _AnySourceSR(
         evidence=list(headers),
         content=content[0],
         series_instance_uid=naming.uid("series-SR"),
