@@ -28,6 +28,8 @@ app = typer.Typer(
 
 StateOption = Annotated[Path | None, typer.Option("--state", metavar="DIR", help="Folder of everything that is kept.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings, a TOML file.")]
+PAGE_WIDTH = 118
+"""Columns where the output is no terminal."""
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 Daemon = Callable[[Settings, threading.Event, Callable[[], None]], None]
@@ -85,7 +87,9 @@ def serve(state: StateOption = None, config: ConfigOption = None) -> None:
 
 
 @app.command()
-def status(state: StateOption = None, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+def status(state: StateOption = None, config: ConfigOption = None, *, as_json: PAGE_WIDTH = 118
+"""Columns where the output is no terminal."""
+JsonOption = False) -> None:
     """Show what runs, what waits and which packs speak."""
     from appliance.daemons.status import status_of, table_of  # noqa: PLC0415 - each command imports only what it runs
 
@@ -102,7 +106,9 @@ def analyse(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the result objects.")],
     config: ConfigOption = None,
     *,
-    as_json: JsonOption = False,
+    as_json: PAGE_WIDTH = 118
+"""Columns where the output is no terminal."""
+JsonOption = False,
     allow_unvalidated: Annotated[
         bool, typer.Option("--allow-unvalidated", help="Also run packs marked untrained, synthetic or research-only.")
     ] = False,
@@ -148,7 +154,8 @@ def demo(
     """Send real DICOM files through the whole chain beside a small receiving PACS, and show what came back."""
     from appliance.daemons.demo import run_demo  # noqa: PLC0415 - each command imports only what it runs
 
-    raise typer.Exit(run_demo(out, Console()))
+    console = Console() if sys.stdout.isatty() else Console(width=PAGE_WIDTH)
+    raise typer.Exit(run_demo(out, console))
 
 
 def _settings(state: Path | None, config: Path | None) -> Settings:

@@ -104,6 +104,7 @@ def _task(outcome: TaskOutcome, analysis: StudyAnalysis) -> dict[str, Any]:
         "positive": outcome.positive,
         "pack": outcome.pack,
         "digest": analysis.pack_digests.get(outcome.pack, ""),
+        "validation": analysis.validations.get(outcome.pack, ""),
         "notes": list(outcome.notes),
     }
 

@@ -62,6 +62,10 @@ class DemoStudy:
     received: Sequence[Received]
     seconds: float
 
+    def objects(self) -> str:
+        """The kinds of the objects at the PACS, in order of arrival."""
+        return ", ".join(each.instance.image.modality for each in self.received)
+
     def problems(self) -> list[str]:
         """What did not happen as it must; empty when all is well."""
         ran = {outcome.task for outcome in self.analysis.outcomes if outcome.state is TaskState.RAN}

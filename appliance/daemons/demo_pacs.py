@@ -4,14 +4,11 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-
-from pydicom.dataset import FileMetaDataset
-from pydicom.filewriter import write_file_meta_info
 
 from appliance.domain.instance import Instance
 from appliance.imaging.header import read_instance
+from appliance.storage.part10 import DataSetOrigin, file_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +39,10 @@ class FolderSink:
         calling_ae: str,
     ) -> bool:
         """Write the object and remember it."""
-        del calling_ae
         draft = self._folder / f".{sop_instance_uid}.part"
         with draft.open("wb") as stream:
-            stream.write(_file_meta(transfer_syntax_uid, sop_class_uid, sop_instance_uid))
+            origin = DataSetOrigin(sop_class_uid, sop_instance_uid, transfer_syntax_uid, calling_ae)
+            stream.write(file_head(origin))
             stream.writelines(chunks)
         instance = read_instance(draft)
         path = draft.rename(self._folder / f"{instance.image.modality or 'XX'}-{sop_instance_uid}.dcm")
@@ -59,14 +56,3 @@ class FolderSink:
         with self._lock:
             found = [each for each in self._received.values() if each.instance.identity.study_uid == study_uid]
         return sorted(found, key=lambda each: each.at)
-
-
-def _file_meta(transfer_syntax_uid: str, sop_class_uid: str, sop_instance_uid: str) -> bytes:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = sop_class_uid
-    meta.MediaStorageSOPInstanceUID = sop_instance_uid
-    meta.TransferSyntaxUID = transfer_syntax_uid
-    buffer = BytesIO()
-    buffer.write(b"\0" * 128 + b"DICM")
-    write_file_meta_info(buffer, meta, enforce_standard=True)
-    return buffer.getvalue()

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,18 +37,15 @@ def show(studies: Sequence["DemoStudy"], out: Path, console: Console) -> int:
     """Print what happened; 0 when each study was answered as it must be."""
     table = Table("study", "task", "what happened", "objects", "seconds")
     for study in studies:
-        objects = "\n".join(each.instance.image.modality for each in study.received)
-        for row, outcome in enumerate(study.analysis.outcomes):
-            first = row == 0
-            table.add_row(
-                f"{study.case.title}\n({study.case.file})" if first else "",
-                outcome.task,
-                words_of(outcome),
-                objects if first else "",
-                f"{study.seconds:.1f}" if first else "",
-            )
+        cells = [f"{study.case.title}\n({study.case.file})", study.objects(), f"{study.seconds:.1f}"]
+        for words, outcomes in groupby(study.analysis.outcomes, words_of):
+            tasks = "\n".join(outcome.task for outcome in outcomes)
+            table.add_row(cells[0], tasks, words, cells[1], cells[2])
+            cells = ["", "", ""]
         table.add_section()
     console.print(table)
+    for warning in sorted({warning for study in studies for warning in study.analysis.warnings}):
+        console.print(warning, style="bold")
     problems = [f"{study.case.file}: {problem}" for study in studies for problem in study.problems()]
     for problem in problems:
         console.print(f"NOT AS IT MUST BE: {problem}", style="bold")

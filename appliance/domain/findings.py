@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.domain.instance import AgeSource, InstanceIdentity, Patient, StudyKey
-from appliance.domain.manifest import Code, OperatingPoint, TaskKind
+from appliance.domain.manifest import Code, OperatingPoint, TaskKind, Validation
 
 
 class TaskState(enum.Enum):
@@ -124,6 +124,7 @@ class StudyAnalysis:
         sources: Identities of all images of the study at this revision, sorted by SOP Instance UID.
         pack_digests: Pack name to pack digest, of every pack that was asked, also where all its tasks refused.
         gate_reports: Pack name to gate report identifier.
+        validations: Pack name to the word of its `Validation`.
     """
 
     key: StudyKey
@@ -133,6 +134,16 @@ class StudyAnalysis:
     outcomes: tuple[TaskOutcome, ...]
     pack_digests: Mapping[str, str] = field(default_factory=dict)
     gate_reports: Mapping[str, str] = field(default_factory=dict)
+    validations: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What must stand wherever results of packs that are not validated are shown."""
+        return tuple(
+            f"Pack {name} is {word}: what it says means nothing for a patient."
+            for name, word in sorted(self.validations.items())
+            if word != Validation.VALIDATED.value
+        )
 
     @property
     def age_unknown(self) -> bool:

@@ -80,6 +80,7 @@ class StudyAnalyser:
             outcomes=tuple(outcomes),
             pack_digests={manifest.name: manifest.digest for manifest in self._manifests},
             gate_reports={manifest.name: manifest.gate_report_id for manifest in self._manifests},
+            validations={manifest.name: manifest.validation.value for manifest in self._manifests},
         )
 
 

@@ -57,7 +57,7 @@ def report_of(
         procedure_reported=codes.PROCEDURES.get(str(headers[0].get("Modality", "")), codes.IMAGING_PROCEDURE),
         imaging_measurements=groups,
     )
-    content[0].ContentSequence.append(_comment(CAUTION))
+    content[0].ContentSequence.extend(_comment(sentence) for sentence in (CAUTION, *analysis.warnings))
     report = _AnySourceSR(
         evidence=list(headers),
         content=content[0],
