@@ -87,9 +87,7 @@ def serve(state: StateOption = None, config: ConfigOption = None) -> None:
 
 
 @app.command()
-def status(state: StateOption = None, config: ConfigOption = None, *, as_json: PAGE_WIDTH = 118
-"""Columns where the output is no terminal."""
-JsonOption = False) -> None:
+def status(state: StateOption = None, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
     """Show what runs, what waits and which packs speak."""
     from appliance.daemons.status import status_of, table_of  # noqa: PLC0415 - each command imports only what it runs
 
@@ -106,9 +104,7 @@ def analyse(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the result objects.")],
     config: ConfigOption = None,
     *,
-    as_json: PAGE_WIDTH = 118
-"""Columns where the output is no terminal."""
-JsonOption = False,
+    as_json: JsonOption = False,
     allow_unvalidated: Annotated[
         bool, typer.Option("--allow-unvalidated", help="Also run packs marked untrained, synthetic or research-only.")
     ] = False,
