@@ -163,7 +163,7 @@ def test_an_abort_in_the_middle_of_an_image_takes_nothing(node: Destination, sin
     """An association that breaks off before the last byte leaves no image and no harm."""
     with association(node) as opened:
         opened.dul.socket.socket.sendall(b"\x04\x00\x00\x00\x03\xe8\x00\x00\x03\xe4\x01\x00half a message")
-        opened.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+        opened.abort()
     assert status_of_a_store(node, "1.2.3.2") == 0x0000
     assert [each.sop_instance_uid for each in sink.taken] == ["1.2.3.2"]
 
