@@ -1,0 +1,182 @@
+"""The runner: the contract of inference in process, and what only its owner sees."""
+
+import dataclasses
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from appliance.domain.errors import InferenceError, InvalidTensorError, PackContentError, UnknownModelError
+from appliance.domain.manifest import EncoderVariant, TensorSpec, VerifiedPack
+from appliance.inference.runner import PackRunner
+from tests.contracts.inference_contract import InferenceContract
+from tests.fakes.tiny_pack import bright_picture, tiny_verified
+from tests.fakes.watched_runtime import Outputs, WatchedRuntime
+
+
+class TestPackRunner(InferenceContract):
+    """The suite, in process."""
+
+    @pytest.fixture
+    def inference(self, pack: VerifiedPack) -> Iterator[PackRunner]:
+        """One thread."""
+        with PackRunner([pack], 1) as runner:
+            yield runner
+
+
+def watched(pack: VerifiedPack, watch: Callable[[str, Outputs], Outputs]) -> PackRunner:
+    """A runner whose engines a test can see into."""
+    return PackRunner([pack], runtimes=[WatchedRuntime(watch)])
+
+
+def test_tasks_on_one_image_share_one_encoder_pass(pack: VerifiedPack) -> None:
+    """Five models on one image, at once and again later, run the encoder once; another image runs it again."""
+    runs: list[str] = []
+
+    def watch(title: str, outputs: Outputs) -> Outputs:
+        runs.append(title)
+        return outputs
+
+    with watched(pack, watch) as runner:
+        models = [model.name for model in runner.served()] * 2
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda model: runner.infer(model, bright_picture()), models))
+        encoder = "encoder.onnx of the pack chest-xray"
+        assert runs.count(encoder) == 1
+        runner.infer("chest-xray.lungs", bright_picture() + 1)
+        assert runs.count(encoder) == 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("graph", ["encoder.onnx", "tasks/lungs/head.onnx"])
+def test_an_output_that_is_not_finite_is_never_a_result(pack: VerifiedPack, value: float, graph: str) -> None:
+    """NaN and infinity, in features or in an answer, end in an error."""
+
+    def spoil(title: str, outputs: Outputs) -> Outputs:
+        return (
+            {name: np.full_like(array, value) for name, array in outputs.items()}
+            if title.startswith(graph)
+            else outputs
+        )
+
+    with watched(pack, spoil) as runner, pytest.raises(InferenceError, match="not finite"):
+        runner.infer("chest-xray.lungs", bright_picture())
+
+
+def test_an_output_of_another_shape_is_never_a_result(pack: VerifiedPack) -> None:
+    """What the manifest does not describe is not handed on."""
+
+    def cut(_: str, outputs: Outputs) -> Outputs:
+        return {name: array[..., :1] if name == "mask" else array for name, array in outputs.items()}
+
+    with watched(pack, cut) as runner, pytest.raises(InferenceError, match=r"mask .* not mask FP32 \[-1, 1, 16, 16\]"):
+        runner.infer("chest-xray.lungs", bright_picture())
+
+
+def test_one_graph_runs_at_a_time(pack: VerifiedPack) -> None:
+    """All graphs share the same CPUs, so they take turns."""
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def watch(_: str, outputs: Outputs) -> Outputs:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        threading.Event().wait(0.002)
+        with lock:
+            inside -= 1
+        return outputs
+
+    with watched(pack, watch) as runner, ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda level: runner.infer("chest-xray.guard", bright_picture() - level), range(8)))
+    assert most == 1
+
+
+def test_packs_come_and_go_without_the_others_noticing(pack: VerifiedPack, tmp_path: Path) -> None:
+    """A pack can be added and removed while others serve; removing what is not there is no error."""
+    other = tiny_verified(tmp_path, name="other", release=7)
+    with PackRunner((), 1) as runner:
+        assert runner.served() == ()
+        assert runner.largest_image == 0
+        assert runner.add(pack).precision == "fp32"
+        assert runner.add(other).release == 7
+        assert runner.largest_image == 512 * 512
+        assert runner.infer("other.guard", bright_picture()).provenance.release == 7
+        runner.remove("other")
+        runner.remove("other")
+        with pytest.raises(UnknownModelError):
+            runner.infer("other.guard", bright_picture())
+        assert runner.infer("chest-xray.guard", bright_picture())
+
+
+def test_two_releases_of_one_pack_do_not_serve_side_by_side(pack: VerifiedPack) -> None:
+    """A model's name stands for one pack."""
+    with PackRunner([pack], 1) as runner, pytest.raises(PackContentError, match=r"Release 1 .* loaded already"):
+        runner.add(pack)
+
+
+def test_a_version_that_is_not_served_is_refused(pack: VerifiedPack) -> None:
+    """A request may name the release; another release is not found."""
+    with PackRunner([pack], 1) as runner:
+        assert runner.run("chest-xray.guard", "1", {"image": bright_picture()})
+        with pytest.raises(UnknownModelError, match="Version 2 of the model"):
+            runner.run("chest-xray.guard", "2", {"image": bright_picture()})
+        with pytest.raises(InvalidTensorError, match=r"brings no input.*image UINT8"):
+            runner.run("chest-xray.guard", "1", {})
+
+
+def test_the_first_variant_for_this_machine_serves(pack: VerifiedPack) -> None:
+    """Variants are tried in the manifest's order; those for other runtimes are passed over."""
+    variants = (
+        EncoderVariant("fp16", "encoder.onnx", ("tensorrt",)),
+        EncoderVariant("int8", "encoder.onnx", ("onnxruntime-cpu",)),
+        EncoderVariant("fp32", "encoder.onnx", ("onnxruntime-cpu",)),
+    )
+    several = dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, variants=variants))
+    with PackRunner((), 1) as runner:
+        assert runner.add(several).precision == "int8"
+        runner.remove("chest-xray")
+        assert runner.add(several, without=["int8"]).precision == "fp32"
+        runner.remove("chest-xray")
+        assert not runner.can_load(several, without=["int8", "fp32"])
+        with pytest.raises(PackContentError, match="no encoder for onnxruntime-cpu"):
+            runner.add(several, without=["int8", "fp32"])
+
+
+def test_a_file_changed_after_verification_is_not_loaded(pack: VerifiedPack, tmp_path: Path) -> None:
+    """What was verified is what runs: each graph is hashed again as it is read."""
+    copy = VerifiedPack(pack.manifest, tmp_path / "copy")
+    shutil.copytree(pack.folder, copy.folder)
+    head = copy.folder / "tasks" / "guard" / "head.onnx"
+    head.write_bytes(head.read_bytes() + b"\0")
+    with pytest.raises(PackContentError, match=r"tasks/guard/head\.onnx .* changed after it was verified"):
+        PackRunner([copy], 1)
+    head.unlink()
+    with pytest.raises(PackContentError, match="can't be read"):
+        PackRunner([copy], 1)
+
+
+def test_a_graph_with_other_tensors_than_the_manifest_says_is_not_loaded(pack: VerifiedPack) -> None:
+    """Names, datatypes and shapes are compared when a pack is loaded, not when a patient's image comes."""
+    outputs = (pack.manifest.encoder_outputs[0], TensorSpec("features", "FP32", (-1, 4, 32, 32)))
+    other = dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, encoder_outputs=outputs))
+    with pytest.raises(PackContentError, match=r"encoder\.onnx has the outputs"):
+        PackRunner([other], 1)
+    triage = dataclasses.replace(pack.manifest.tasks[1], inputs=("embedding", "features"))
+    tasks = (triage, *pack.manifest.tasks[2:])
+    other = dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, tasks=tasks))
+    with pytest.raises(PackContentError, match=r"head\.onnx has the inputs embedding"):
+        PackRunner([other], 1)
+
+
+def test_metadata_names_tensors_and_runtime(pack: VerifiedPack) -> None:
+    """A description has what a client needs to make a request."""
+    with PackRunner([pack], 0) as runner:
+        described = runner.describe("chest-xray.lungs")
+    assert described.inputs == (TensorSpec("image", "UINT8", (-1, 1, 512, 512)),)
+    assert described.outputs == (TensorSpec("mask", "FP32", (-1, 1, 16, 16)),)
+    assert described.runtime == "onnxruntime-cpu"

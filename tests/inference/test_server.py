@@ -1,0 +1,227 @@
+"""The server: its socket, its limits, and the protocol as a bare client sees it."""
+
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from appliance.domain.errors import SettingsError
+from appliance.domain.manifest import VerifiedPack
+from appliance.inference.generated import open_inference_pb2 as oip
+from appliance.inference.generated.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from appliance.inference.runner import PackRunner
+from appliance.inference.server import SERVICE, InferenceServer
+from appliance.telemetry import logger_for
+from tests.fakes.tiny_pack import bright_picture
+from tests.fakes.watched_runtime import Outputs, WatchedRuntime
+
+
+def server(runner: PackRunner, path: Path) -> InferenceServer:
+    """A server that is not yet running."""
+    return InferenceServer(runner, path, version="1.2.3", log=logger_for("test"))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the socket will be, in a folder that is not there yet."""
+    return tmp_path / "run" / "s.sock"
+
+
+@pytest.fixture
+def channel(pack: VerifiedPack, path: Path) -> Iterator[grpc.Channel]:
+    """A connection to a running server."""
+    options = [("grpc.max_send_message_length", -1)]
+    with PackRunner([pack], 1) as runner, server(runner, path), grpc.insecure_channel(f"unix:{path}", options) as to:
+        yield to
+
+
+@pytest.fixture
+def stub(channel: grpc.Channel) -> Any:
+    """The bare client that the protocol's compiler made."""
+    return GRPCInferenceServiceStub(channel)
+
+
+def guard_request(**changes: Any) -> oip.ModelInferRequest:
+    """A good request for the guard, with raw contents."""
+    request = oip.ModelInferRequest(model_name="chest-xray.guard", id="42")
+    request.inputs.add(name="image", datatype="UINT8", shape=[1, 1, 512, 512])
+    request.raw_input_contents.append(bright_picture().tobytes())
+    request.MergeFrom(oip.ModelInferRequest(**changes))
+    return request
+
+
+def test_only_owner_and_group_may_connect(channel: grpc.Channel, path: Path) -> None:
+    """The socket has mode 0660, and is gone when the server has stopped."""
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+
+
+def test_the_socket_is_removed_at_the_end(pack: VerifiedPack, path: Path) -> None:
+    """A stopped server leaves nothing behind."""
+    with PackRunner([pack], 1) as runner, server(runner, path):
+        assert path.is_socket()
+    assert not path.exists()
+
+
+def test_a_dead_daemons_socket_is_replaced(pack: VerifiedPack, path: Path) -> None:
+    """After a crash the next start takes the path over."""
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with PackRunner([pack], 1) as runner, server(runner, path), grpc.insecure_channel(f"unix:{path}") as to:
+        assert GRPCInferenceServiceStub(to).ServerLive(oip.ServerLiveRequest(), timeout=10).live
+
+
+def test_a_living_daemons_socket_is_not_taken(pack: VerifiedPack, path: Path) -> None:
+    """Two daemons on one path would answer for each other."""
+    with PackRunner([pack], 1) as runner, server(runner, path):
+        with pytest.raises(SettingsError, match="Another inference daemon"), server(runner, path):
+            pass
+        assert path.is_socket()
+
+
+def test_a_path_that_cannot_be_a_socket_is_refused(tmp_path: Path) -> None:
+    """A file in the way is not removed, and a path beyond the system's limit is named."""
+    (tmp_path / "notes").write_text("keep me")
+    with PackRunner(()) as runner:
+        with pytest.raises(SettingsError, match="is no socket"), server(runner, tmp_path / "notes"):
+            pass
+        with pytest.raises(SettingsError, match="longer than 107 bytes"), server(runner, tmp_path / ("x" * 108)):
+            pass
+    assert (tmp_path / "notes").read_text() == "keep me"
+
+
+def test_health_says_serving(channel: grpc.Channel) -> None:
+    """The health service of gRPC answers for the whole and for the protocol's service."""
+    health = health_pb2_grpc.HealthStub(channel)
+    for service in ("", SERVICE):
+        answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_without_packs_it_is_live_but_not_ready(path: Path) -> None:
+    """A daemon that can serve nothing still says so."""
+    with PackRunner(()) as runner, server(runner, path), grpc.insecure_channel(f"unix:{path}") as to:
+        stub = GRPCInferenceServiceStub(to)
+        assert stub.ServerLive(oip.ServerLiveRequest(), timeout=10).live
+        assert not stub.ServerReady(oip.ServerReadyRequest(), timeout=10).ready
+        answer = health_pb2_grpc.HealthStub(to).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def test_reflection_lists_the_services(channel: grpc.Channel) -> None:
+    """A tool without the .proto file can find out what is spoken."""
+    ask = reflection_pb2.ServerReflectionRequest(list_services="")
+    (answer,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]), timeout=10)
+    listed = {service.name for service in answer.list_services_response.service}
+    assert {SERVICE, "grpc.health.v1.Health"} <= listed
+
+
+def test_metadata_describes_server_and_model(stub: Any, pack: VerifiedPack) -> None:
+    """Name, version, extensions; tensors, version and provenance."""
+    of_server = stub.ServerMetadata(oip.ServerMetadataRequest(), timeout=10)
+    assert (of_server.name, of_server.version, list(of_server.extensions)) == ("insite", "1.2.3", ["model_repository"])
+    model = stub.ModelMetadata(oip.ModelMetadataRequest(name="chest-xray.guard"), timeout=10)
+    assert (list(model.versions), model.platform) == (["1"], "onnxruntime-cpu")
+    assert [(each.name, each.datatype, list(each.shape)) for each in model.inputs] == [
+        ("image", "UINT8", [-1, 1, 512, 512])
+    ]
+    assert [each.name for each in model.outputs] == ["score", "distance"]
+    assert model.parameters["pack_digest"].string_param == pack.manifest.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "ready"),
+    [
+        ("chest-xray.guard", "", True),
+        ("chest-xray.guard", "1", True),
+        ("chest-xray.guard", "2", False),
+        ("x", "", False),
+    ],
+)
+def test_a_model_that_is_not_served_is_not_ready(stub: Any, name: str, version: str, ready: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """Readiness is asked by name and version."""
+    assert stub.ModelReady(oip.ModelReadyRequest(name=name, version=version), timeout=10).ready is ready
+
+
+def test_an_answer_names_request_version_and_pack(stub: Any, pack: VerifiedPack) -> None:
+    """The request's identifier comes back, with the release and the digests."""
+    answer = stub.ModelInfer(guard_request(), timeout=10)
+    assert (answer.id, answer.model_name, answer.model_version) == ("42", "chest-xray.guard", "1")
+    assert [(each.name, each.datatype, list(each.shape)) for each in answer.outputs] == [
+        ("score", "FP32", [1, 1]),
+        ("distance", "FP32", [1, 1]),
+    ]
+    assert answer.parameters["base_digest"].string_param == pack.manifest.base_digest
+    assert answer.parameters["precision"].string_param == "fp32"
+
+
+def test_typed_contents_give_what_raw_contents_give(stub: Any) -> None:
+    """A client may send pixels as numbers, the largest batch of the brightest pixels included."""
+    request = guard_request()
+    del request.raw_input_contents[:]
+    request.inputs[0].contents.uint_contents.extend(bright_picture().ravel().tolist())
+    assert stub.ModelInfer(request, timeout=10) == stub.ModelInfer(guard_request(), timeout=10)
+    largest = oip.ModelInferRequest(model_name="chest-xray.guard")
+    tensor = largest.inputs.add(name="image", datatype="UINT8", shape=[8, 1, 512, 512])
+    tensor.contents.uint_contents.extend(np.full(8 * 512 * 512, 255).tolist())
+    assert list(stub.ModelInfer(largest, timeout=30).outputs[0].shape) == [8, 1]
+
+
+def test_a_request_may_choose_its_outputs(stub: Any) -> None:
+    """Only the outputs that were asked for come back, in that order; an unknown one is refused."""
+    wanted = [oip.ModelInferRequest.InferRequestedOutputTensor(name="distance")]
+    assert [each.name for each in stub.ModelInfer(guard_request(outputs=wanted), timeout=10).outputs] == ["distance"]
+    unknown = [oip.ModelInferRequest.InferRequestedOutputTensor(name="heat")]
+    with pytest.raises(grpc.RpcError, match="no output heat") as refused:
+        stub.ModelInfer(guard_request(outputs=unknown), timeout=10)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (oip.ModelInferRequest(model_name="nobody"), grpc.StatusCode.NOT_FOUND),
+        (guard_request(model_version="9"), grpc.StatusCode.NOT_FOUND),
+        (oip.ModelInferRequest(model_name="chest-xray.guard"), grpc.StatusCode.INVALID_ARGUMENT),
+        (guard_request(raw_input_contents=[b"more"]), grpc.StatusCode.INVALID_ARGUMENT),
+        (guard_request(raw_input_contents=[bytes(10_000_000)]), grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ],
+    ids=["unknown model", "unknown version", "no input", "count", "too large"],
+)
+def test_a_bad_request_gets_its_code_and_the_next_one_its_answer(
+    stub: Any, request_: oip.ModelInferRequest, code: grpc.StatusCode
+) -> None:
+    """A refused request leaves the daemon as it was."""
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.ModelInfer(request_, timeout=10)
+    assert refused.value.code() is code
+    assert stub.ModelInfer(guard_request(), timeout=10).outputs
+
+
+def test_unforeseen_failures_are_told_as_nothing_and_logged(
+    pack: VerifiedPack, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A client never sees an exception's text; the log holds it."""
+
+    def burst(_: str, __: Outputs) -> Outputs:
+        raise ZeroDivisionError("inner detail")
+
+    with (
+        PackRunner([pack], runtimes=[WatchedRuntime(burst)]) as runner,
+        server(runner, path),
+        grpc.insecure_channel(f"unix:{path}") as to,
+    ):
+        with pytest.raises(grpc.RpcError) as failed:
+            GRPCInferenceServiceStub(to).ModelInfer(guard_request(), timeout=10)
+        assert failed.value.code() is grpc.StatusCode.INTERNAL
+        assert failed.value.details() == "The daemon failed; its log says why."
+        assert GRPCInferenceServiceStub(to).ServerReady(oip.ServerReadyRequest(), timeout=10).ready
+    captured = capsys.readouterr()
+    assert "inner detail" in captured.out + captured.err
