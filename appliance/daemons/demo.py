@@ -105,6 +105,7 @@ def run_demo(out: Path, console: Console) -> int:
         console.print("Starting the appliance …")
         supervisor = stack.enter_context(Supervisor(arguments, {"INSITE_LOG__LEVEL": "error"}))
         supervisor.wait_ready(READY_SECONDS)
+        _check_packs(state)
         destination = Destination("insite", "INSITE", "127.0.0.1", port_of(state, "node", 0))
         sent: dict[str, float] = {}
         for case, source in sources:
@@ -137,6 +138,16 @@ def _write_config(state: Path, pacs_port: int) -> Path:
         encoding="utf-8",
     )
     return config
+
+
+def _check_packs(state: Path) -> None:
+    """Say at once that no pack speaks: without one, studies would wait."""
+    packs = json.loads((state / "run" / "packs.json").read_text(encoding="utf-8"))
+    if not any(pack["state"] == "active" for pack in packs):
+        reasons = " ".join(f"{pack['name']}: {pack['reason']}" for pack in packs)
+        raise InsiteError(
+            f"No pack can be used. {reasons}", "Rebuild it with `make pack`, or check out the repository again."
+        )
 
 
 def _follow(case: DemoCase, source: Path, sent: float, ledger: SqlLedger, pacs: FolderSink) -> DemoStudy:

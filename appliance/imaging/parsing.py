@@ -130,12 +130,12 @@ def _check_pixels_are_whole(dataset: FileDataset, size: int) -> None:
     for keyword in PIXEL_KEYWORDS:
         if keyword not in dataset:
             continue
-        element: Any = dataset.get_item(keyword)
-        if not isinstance(element, RawDataElement) or element.value is not None:
+        element: Any = dataset.get_item(keyword, keep_deferred=True)
+        length = element.length if isinstance(element, RawDataElement) else UNDEFINED_LENGTH
+        if length == UNDEFINED_LENGTH:
             continue
-        length = element.length
-        if length != UNDEFINED_LENGTH and element.value_tell + length > size:
-            there = size - element.value_tell
+        there = size - element.value_tell if element.value is None else len(element.value)
+        if there < length:
             raise UnreadableFileError(
                 f"The file is truncated: of {length} bytes of pixel data {there} are there.",
                 "Send it again from its source.",
