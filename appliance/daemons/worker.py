@@ -29,7 +29,7 @@ from appliance.storage.ledger import SqlLedger
 from appliance.telemetry import logger_for
 from appliance.workflow.engine import Pace, StudyWorkflows
 
-LOOK_FOR_DEAD_SECONDS = 60.0
+TEND_SECONDS = 60.0
 FORGET_SECONDS = 86_400.0
 FORGET_AFTER = timedelta(days=7)
 """How long the engine's own rows of ended work are kept; the ledger keeps the truth."""
@@ -73,13 +73,13 @@ def study_steps(settings: Settings, ledger: Ledger, inference: Inference) -> Stu
 def _work(stop: threading.Event, assembler: Assembler, workflows: StudyWorkflows, poll_seconds: float) -> None:
     """Sweep, and now and then tidy up; a database that is busy now is asked again at the next turn."""
     log = logger_for("worker")
-    dead_due = forget_due = time.monotonic()
+    tend_due = forget_due = time.monotonic()
     while True:
         try:
             assembler.sweep()
-            if time.monotonic() >= dead_due:
-                workflows.end_dead()
-                dead_due = time.monotonic() + LOOK_FOR_DEAD_SECONDS
+            if time.monotonic() >= tend_due:
+                workflows.tend()
+                tend_due = time.monotonic() + TEND_SECONDS
             if time.monotonic() >= forget_due:
                 workflows.forget(_now() - FORGET_AFTER)
                 forget_due = time.monotonic() + FORGET_SECONDS

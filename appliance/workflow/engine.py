@@ -5,7 +5,8 @@ n-th attempt at one destination, on a queue of that destination's own. Steps run
 sleeping thread: the workflow ends and its next turn, `study:<token>:<revision>:<turn>`, is enqueued with a delay.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from datetime import datetime
 from functools import partial
@@ -39,7 +40,7 @@ LONGEST_PAUSE_SECONDS = 30.0
 LONGEST_DELIVERY_PAUSE_SECONDS = 3600.0
 CLOSE_SECONDS = 5
 """How long a clean stop waits for running steps; what is left is resumed at the next start."""
-DIED = "The worker process ended again and again while working on this."
+DIED = "The worker ended again and again while working on this; the log says more."
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,8 @@ class StudyWorkflows:
         self._destinations = destinations
         self._pace = pace
         self._log = logger_for("workflow")
+        self._running: set[str] = set()
+        self._idle: set[str] = set()
         self._database = open_engine(file)
         self._client = DBOSClient(
             system_database_engine=self._database,
@@ -133,24 +136,41 @@ class StudyWorkflows:
         except OperationalError as error:
             raise StorageError("The database does not take work.", "Look at the disk.") from error
 
-    def end_dead(self) -> int:
-        """Tell the ledger of work that the engine gave up, because the process died over it again and again.
+    def tend(self) -> int:
+        """Look after work that nobody does any more; to be called now and then.
+
+        Work over which the process died again and again ends, and the ledger is told. Work that the engine itself
+        dropped (a full disk, a lost database) is begun once more, a few times; its steps look at the ledger first.
 
         Returns:
-            How many workflows ended so.
+            How many workflows were ended or begun again.
         """
-        dead = DBOS.list_workflows(
-            name=[STUDY, DELIVERY], status=["MAX_RECOVERY_ATTEMPTS_EXCEEDED", "ERROR", "CANCELLED"], load_output=False
-        )
-        for workflow in dead:
-            arguments = workflow.input["args"] if workflow.input else ()
-            self._log.error("work given up", workflow=workflow.workflow_id, status=workflow.status)
-            if workflow.name == STUDY:
+        given_up = ["MAX_RECOVERY_ATTEMPTS_EXCEEDED", "ERROR", "CANCELLED"]
+        ended = DBOS.list_workflows(name=[STUDY, DELIVERY], status=given_up, load_output=False)
+        for workflow in ended:
+            self._log.error("work dropped", workflow=workflow.workflow_id, status=workflow.status)
+            *arguments, faults = workflow.input["args"] if workflow.input else (0,)
+            if workflow.status == "ERROR" and faults + 1 < MAX_FAULTS:
+                queue = STUDIES if workflow.name == STUDY else _queue_of(arguments[2])
+                options = _options(workflow.name, queue, f"{workflow.workflow_id}+")
+                DBOS.enqueue_workflow_with_options(options, *arguments, faults + 1)
+            elif workflow.name == STUDY:
                 self._steps.fail(arguments[0], arguments[1], DIED)
             else:
                 self._steps.abandon(arguments[0], arguments[1], arguments[2], DIED)
             DBOS.delete_workflow(workflow.workflow_id)
-        return len(dead)
+        return len(ended) + self._resume_idle()
+
+    def _resume_idle(self) -> int:
+        """Begin again what the database calls running and no thread of ours runs, at two looks in a row."""
+        pending = DBOS.list_workflows(name=[STUDY, DELIVERY], status="PENDING", load_input=False, load_output=False)
+        idle = {workflow.workflow_id for workflow in pending} - self._running
+        for identifier in idle & self._idle:
+            self._log.error("work was dropped; it is begun again", workflow=identifier)
+            DBOS.resume_workflow(identifier)
+        found = len(idle & self._idle)
+        self._idle = idle - self._idle
+        return found
 
     def forget(self, before: datetime) -> int:
         """Delete the engine's rows of work that ended before a time; the ledger keeps the truth.
@@ -168,11 +188,22 @@ class StudyWorkflows:
     def _register(self) -> None:
         @DBOS.workflow(name=STUDY, max_recovery_attempts=MAX_RECOVERIES)
         def study(token: str, revision: int, turn: int, faults: int) -> None:
-            self._study(Work(token, revision), turn, faults)
+            with self._noted():
+                self._study(Work(token, revision), turn, faults)
 
         @DBOS.workflow(name=DELIVERY, max_recovery_attempts=MAX_RECOVERIES)
         def delivery(token: str, revision: int, destination: str, attempt: int, faults: int) -> None:
-            self._delivery(Work(token, revision), destination, attempt, faults)
+            with self._noted():
+                self._delivery(Work(token, revision), destination, attempt, faults)
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        identifier = str(DBOS.workflow_id)
+        self._running.add(identifier)
+        try:
+            yield
+        finally:
+            self._running.discard(identifier)
 
     def _study(self, work: Work, turn: int, faults: int) -> None:
         for name, step in (("analyse", self._steps.analyse), ("report", self._steps.report)):

@@ -48,7 +48,7 @@ def main(order: Order) -> None:
                 workflows.enqueue(transaction, token, 1)
         deadline = time.monotonic() + CLOSING_SECONDS
         while not _called(steps, order) and time.monotonic() < deadline:
-            workflows.end_dead()
+            workflows.tend()
             threading.Event().wait(0.1)
 
 

@@ -2,12 +2,14 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from appliance.domain.errors import TransitionError
 from appliance.workflow import engine
@@ -132,6 +134,46 @@ def test_one_study_is_worked_on_by_one_revision_at_a_time(running: Running, tmp_
             running.put("busy", 2)
         time.sleep(0.05)
     assert running.steps.wait_for("busy", "analyse", 2)[1] == ["analyse", 2]
+
+
+def test_work_that_the_engine_dropped_is_begun_again(running: Running) -> None:
+    """A delivery whose row says that it failed, or that it runs while nobody runs it, is tried once more."""
+    running.put("dropped")
+    running.steps.wait_for("dropped", "deliver pacs")
+    running.steps.wait_for("dropped", "deliver archive")
+    until(lambda: mark(running.file, "dlv:dropped:1:pacs:1", "ERROR"))
+    until(lambda: mark(running.file, "dlv:dropped:1:archive:1", "PENDING"))
+    assert running.workflows.tend() == 1
+    assert running.workflows.tend() == 1
+    assert running.steps.wait_for("dropped", "deliver pacs", 2)[1] == ["deliver pacs", 1, 1]
+    until(lambda: mark(running.file, "dlv:dropped:1:archive:1", "SUCCESS"))
+
+
+def test_work_that_the_engine_drops_again_and_again_is_ended(running: Running) -> None:
+    """Work that fails outside its steps three times ends, and the ledger is told."""
+    running.put("hopeless", analyse=[Next.STOP])
+    identifier = "study:hopeless:1"
+    for faults in range(engine.MAX_FAULTS):
+        until(partial(mark, running.file, identifier + "+" * faults, "ERROR"))
+        assert running.workflows.tend() == 1
+    assert len(running.steps.wait_for("hopeless", "fail")) == 1
+
+
+def mark(file: Path, identifier: str, status: str) -> bool:
+    """Give an ended workflow another status, as a crash of the engine would have left it."""
+    change = text(
+        "UPDATE workflow_status SET status = :status, output = NULL WHERE workflow_uuid = :id AND status = 'SUCCESS'"
+    )
+    with begun(file) as transaction:
+        return bool(transaction.connection.execute(change, {"status": status, "id": identifier}).rowcount)
+
+
+def until(met: Callable[[], bool]) -> None:
+    """Wait for something to become true."""
+    deadline = time.monotonic() + 30
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_ended_work_is_forgotten(running: Running) -> None:
