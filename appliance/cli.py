@@ -82,7 +82,7 @@ def serve(state: StateOption = None, config: ConfigOption = None) -> None:
     from appliance.daemons.serve import serve_until  # noqa: PLC0415 - each command imports only what it runs
 
     settings = _settings(state, config)
-    with _stop_on_signal() as stop:
+    with _stop_on_signal(threading.Event()) as stop:
         serve_until(stop, settings, _passed_on(state, config))
 
 
@@ -170,16 +170,23 @@ def _passed_on(state: Path | None, config: Path | None) -> list[str]:
 
 
 def _run_daemon(run: Daemon, state: Path | None, config: Path | None) -> None:
+    from appliance.daemons.pulse import pulse_of  # noqa: PLC0415 - each command imports only what it runs
+
     settings = _settings(state, config)
     (settings.state / "run").mkdir(parents=True, exist_ok=True)
-    with _stop_on_signal() as stop:
-        run(settings, stop, lambda: notify("READY=1"))
+    pulse = pulse_of(run.__module__.rpartition(".")[2], settings)
+
+    def ready() -> None:
+        notify("READY=1")
+        pulse.begin()
+
+    with _stop_on_signal(pulse):
+        run(settings, pulse, ready)
         notify("STOPPING=1")
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    stop = threading.Event()
+def _stop_on_signal(stop: threading.Event) -> Iterator[threading.Event]:
     before = {name: signal.signal(name, lambda *_: stop.set()) for name in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop

@@ -1,0 +1,136 @@
+"""The units as systemd itself reads them: no complaint, little exposure, and the limits that must never go missing."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SERVICES = ("inference", "node", "worker", "web")
+MOST_EXPOSED = {"inference": 1.2, "node": 1.6, "worker": 1.6, "web": 1.6}
+PROGRAM = "/opt/insite/current/venv/bin/insite"
+
+
+@pytest.fixture(scope="module")
+def units(repository: Path) -> Path:
+    """The folder of the units, where `systemd-analyze` can judge them."""
+    if shutil.which("systemd-analyze") is None:
+        message = "systemd-analyze is not installed (Debian package systemd)."
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return repository / "systemd"
+
+
+def _settings(unit: Path) -> dict[str, list[str]]:
+    """Every `key=value` of a unit and of the drop-in that all four share, in the order in which systemd reads them."""
+    found: dict[str, list[str]] = {}
+    for file in (unit, *sorted((unit.parent / "insite-.service.d").glob("*.conf"))):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            key, equals, value = line.partition("=")
+            if equals and not line.startswith("#"):
+                found.setdefault(key, []).append(value)
+    return found
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_exposes_little(units: Path, service: str) -> None:
+    """The exposure that systemd measures stays at or under 1.2 for the inference daemon and 1.6 for the others."""
+    answer = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", units / f"insite-{service}.service"],
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{units}:"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    exposure = re.search(r"Overall exposure level for \S+: ([\d.]+)", answer.stdout)
+    assert exposure is not None
+    assert float(exposure[1]) <= MOST_EXPOSED[service]
+
+
+def test_systemd_has_no_remark_on_any_unit(units: Path, tmp_path: Path) -> None:
+    """`systemd-analyze verify` prints nothing: it exits with 0 on a misspelt key, so any line is a failure."""
+    assert _remarks(units, tmp_path) == ""
+
+
+def test_a_misspelt_key_is_found(units: Path, tmp_path: Path) -> None:
+    """The check itself is shown to fail on a key that systemd does not know."""
+    assert "ProtectSistem" in _remarks(units, tmp_path, "ProtectSystem=", "ProtectSistem=")
+
+
+def _remarks(units: Path, folder: Path, old: str = "", new: str = "") -> str:
+    shutil.copytree(units, folder, dirs_exist_ok=True)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            text = re.sub(r"User=\S+", "User=root", file.read_text(encoding="utf-8").replace(PROGRAM, "/bin/true"))
+            file.write_text(text.replace(old, new) if old else text, encoding="utf-8")
+    answer = subprocess.run(
+        [
+            "systemd-analyze",
+            "verify",
+            "--man=no",
+            *sorted(map(str, folder.glob("insite-*[a-z].service"))),
+            str(folder / "insite.target"),
+        ],
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{folder}:"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    ours = [line for line in (answer.stdout + answer.stderr).splitlines() if "insite" in line or str(folder) in line]
+    return "\n".join(ours)
+
+
+def test_the_inference_daemon_has_no_network_and_sees_no_received_file(repository: Path) -> None:
+    """It has a network of its own without any interface but loopback, and of the state folder only run/ and packs/."""
+    found = _settings(repository / "systemd" / "insite-inference.service")
+    assert found["PrivateNetwork"] == ["yes"]
+    assert found["RestrictAddressFamilies"] == ["AF_UNIX"]
+    assert found["TemporaryFileSystem"] == ["/var/lib:ro"]
+    assert found["BindPaths"] == ["/var/lib/insite/run"]
+    assert found["BindReadOnlyPaths"] == ["-/var/lib/insite/packs"]
+    assert found["Group"] == ["insite-run"]
+    assert "SupplementaryGroups" not in found
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_each_service_has_a_user_of_its_own(repository: Path, service: str) -> None:
+    """No two services share a user, and systemd-sysusers makes each."""
+    found = _settings(repository / "systemd" / f"insite-{service}.service")
+    assert found["User"] == [f"insite-{service}"]
+    assert f"u     insite-{service}" in (repository / "systemd" / "sysusers.conf").read_text(encoding="utf-8")
+
+
+def test_only_the_web_service_sees_log_ins_and_audit(repository: Path) -> None:
+    """Node and worker can't open the users, the session key or the audit."""
+    for service in ("node", "worker"):
+        hidden = " ".join(_settings(repository / "systemd" / f"insite-{service}.service")["InaccessiblePaths"])
+        for path in ("keys", "audit", "users.db"):
+            assert f"/var/lib/insite/{path}" in hidden
+
+
+def test_every_relaxed_line_says_why(repository: Path) -> None:
+    """A line that opens the network or another's files stands under a comment with its reason."""
+    for service in SERVICES:
+        lines = (repository / "systemd" / f"insite-{service}.service").read_text(encoding="utf-8").splitlines()
+        for key in ("PrivateNetwork=no", "UMask=", "IPAddressDeny="):
+            for place, line in enumerate(lines):
+                if line.startswith(key):
+                    block = lines[:place][::-1]
+                    reason = next((each for each in block if each.startswith("#") or not each), "")
+                    assert reason.startswith("#"), f"insite-{service}: {line}"
+
+
+def test_sysusers_and_tmpfiles_are_well_formed(units: Path, tmp_path: Path) -> None:
+    """systemd-sysusers and systemd-tmpfiles make users and folders of an empty root from them."""
+    (tmp_path / "etc").mkdir()
+    users = subprocess.run(
+        ["systemd-sysusers", f"--root={tmp_path}", units / "sysusers.conf"], capture_output=True, text=True, check=False
+    )
+    assert (users.returncode, users.stderr) == (0, "") or "Creating" in users.stderr
+    names = (tmp_path / "etc" / "passwd").read_text(encoding="utf-8")
+    assert all(f"insite-{service}:" in names for service in SERVICES)
+    lines = (units / "tmpfiles.conf").read_text(encoding="utf-8").splitlines()
+    assert all(len(line.split()) == 6 for line in lines if line and not line.startswith("#"))
