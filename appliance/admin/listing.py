@@ -12,7 +12,7 @@ from appliance.domain.ports import Ledger, StudyRecord
 
 ROWS_PER_PAGE = 50
 SEARCHED = 5000
-"""Newest studies that a filter looks through: months of a community hospital, in well under a second."""
+"""Newest studies that a filter looks through: weeks to months of a community hospital; it takes under a second."""
 _BATCH = 500
 
 
