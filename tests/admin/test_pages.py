@@ -1,12 +1,14 @@
 """What the pages show: the list, one study, its picture, packs and incidents."""
 
+from pathlib import Path
+
 import pytest
 
-from appliance.domain.errors import UnreadableFileError
-from appliance.domain.findings import ResultObject
+from appliance.domain.device import DeviceIdentity
 from appliance.domain.lifecycle import StudyState
+from appliance.reporting.reporter import DicomReporter
 from tests.fakes import phantom
-from tests.fakes.scene import DIGEST
+from tests.fakes.scene import DIGEST, analysis_of, outcomes_of, phantom_instance, with_mask
 from tests.fakes.site import Scene
 
 
@@ -124,19 +126,24 @@ def test_an_image_that_can_not_be_shown_is_not_found(scene: Scene) -> None:
     assert browser.get(f"/studies/{token}").status_code == 200
 
 
-def test_the_segmentation_is_drawn_from_the_object_that_was_sent(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contour comes out of the DICOM segmentation; an unreadable one gives no picture rather than a wrong one."""
+def test_the_segmentation_is_drawn_from_the_object_that_was_sent(scene: Scene, tmp_path: Path) -> None:
+    """The contour comes out of the DICOM segmentation; a missing one gives no picture rather than a wrong one."""
     browser = scene.browser("vera")
     plain = browser.get(f"/studies/{scene.token}/picture.png").data
-    scene.ledger.record_objects(scene.token, 1, [ResultObject("SEG", "2.25.1", "1.2", "/absent/seg.dcm")])
-    monkeypatch.setattr("appliance.admin.picture.masks_of", lambda _path: {phantom.SOP_UID: phantom.lungs()})
+    made = phantom_instance()
+    reporter = DicomReporter(DeviceIdentity("0123456789ab", "2.25.1", "0.1.0", "INSITE"))
+    objects = reporter.write(
+        analysis_of(made, with_mask(outcomes_of(made))),
+        {phantom.SOP_UID: tmp_path / "phantom.dcm"},
+        scene.clock.now,
+        tmp_path,
+    )
+    scene.ledger.record_objects(scene.token, 1, objects)
     assert "contour: segmentation by the appliance" in browser.get(f"/studies/{scene.token}").text
-    assert browser.get(f"/studies/{scene.token}/picture.png").data != plain
-
-    def unreadable(_path: object) -> None:
-        raise UnreadableFileError("That is no segmentation.")
-
-    monkeypatch.setattr("appliance.admin.picture.masks_of", unreadable)
+    drawn = browser.get(f"/studies/{scene.token}/picture.png").data
+    assert drawn.startswith(b"\x89PNG")
+    assert drawn != plain
+    next(Path(each.path) for each in objects if each.kind == "SEG").unlink()
     assert browser.get(f"/studies/{scene.token}/picture.png").status_code == 404
 
 

@@ -8,6 +8,7 @@ from appliance.domain.findings import (
     ModelProvenance,
     Refusal,
     RefusalCode,
+    SegmentationMask,
     StudyAnalysis,
     TaskOutcome,
     TaskState,
@@ -115,6 +116,12 @@ def outcomes_of(made: Instance) -> tuple[TaskOutcome, ...]:
             refusal=refusal,
         ),
     )
+
+
+def with_mask(outcomes: tuple[TaskOutcome, ...]) -> tuple[TaskOutcome, ...]:
+    """The same outcomes, the segmentation with the phantom's lungs, as the analysis hands them to the reporter."""
+    mask = SegmentationMask(phantom.lungs(), None)
+    return tuple(replace(each, mask=mask) if each.kind is TaskKind.SEGMENTATION else each for each in outcomes)
 
 
 def analysis_of(made: Instance, outcomes: tuple[TaskOutcome, ...]) -> StudyAnalysis:
