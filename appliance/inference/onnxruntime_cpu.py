@@ -26,8 +26,8 @@ _DATATYPES = {
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
 }
-_ERRORS_ONLY = 3
-"""ONNX Runtime's severity level that leaves out warnings about the machine's missing GPU."""
+_FATAL_ONLY = 4
+"""ONNX Runtime's severity level; its errors reach us as exceptions, and our log from there."""
 
 _native = onnxruntime.capi.onnxruntime_pybind11_state
 _FAILURES = (
@@ -40,8 +40,10 @@ _FAILURES = (
     _native.EngineError,
     _native.EPFail,
     RuntimeError,
+    UnicodeDecodeError,
 )
-"""The library's errors have no common root of their own; RuntimeError is what its C++ exceptions become."""
+"""The library's errors have no common root of their own; RuntimeError is what its C++ exceptions become, and
+UnicodeDecodeError what a message becomes that quotes a damaged name."""
 
 
 class OnnxRuntimeCpu:
@@ -65,16 +67,16 @@ class OnnxRuntimeCpu:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _FATAL_ONLY
         # Idle threads must not spin: the node, the worker and the database live on the same CPUs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            session = onnxruntime.InferenceSession(graph, options, providers=list(_PROVIDERS))
+            session = onnxruntime.InferenceSession(graph, options, providers=list(_PROVIDERS), enable_fallback=0)
+            return OnnxRuntimeCpuEngine(session, title, precision)
         except _FAILURES as error:
             raise PackContentError(
                 f"ONNX Runtime can't load {title}: {error}.", "Build the pack again for this software."
             ) from error
-        return OnnxRuntimeCpuEngine(session, title, precision)
 
 
 class OnnxRuntimeCpuEngine:

@@ -35,8 +35,9 @@ def check_graph(data: bytes, path: str) -> None:
                     f"{path} uses the operator {node.domain}.{node.op_type}, which is not of the ONNX standard.",
                     "Export it with standard operators only.",
                 )
+        # The checker words its complaints in C++; a damaged name in one of them is a UnicodeDecodeError.
         onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError) as error:
+    except (DecodeError, onnx.checker.ValidationError, UnicodeDecodeError) as error:
         raise PackContentError(f"{path} is no valid ONNX graph: {error}.", "Build the pack again.") from error
 
 

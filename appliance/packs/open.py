@@ -49,18 +49,10 @@ def open_pack(folder: Path, trusted_keys: Sequence[Path], *, allow_unvalidated: 
     """
     if not folder.is_dir():
         raise PackContentError(f"There is no pack folder {folder}.", "Install the pack, or correct packs.folder.")
-    folder = folder.resolve()
-    present = pack_files(folder)
-    if MANIFEST not in present:
-        raise ManifestError(f"The pack {folder.name} has no {MANIFEST}.", "Build or install the pack first.")
-    verify_signature(folder, trusted_keys)
-    manifest = _manifest(folder, present)
-    _check_files(folder, manifest, present)
-    _check_bases(manifest)
-    _check_validation(manifest, allowed=allow_unvalidated)
-    _check_gate(folder, manifest)
-    _check_graphs(folder, manifest)
-    return VerifiedPack(manifest, folder)
+    try:
+        return _checked(folder.resolve(), trusted_keys, allow_unvalidated=allow_unvalidated)
+    except OSError as error:
+        raise PackContentError(f"The pack {folder.name} can't be read: {error}.", REINSTALL) from error
 
 
 def installed_packs(
@@ -85,6 +77,20 @@ def installed_packs(
         except PackError as error:
             found.append(PackProblem(each.name, error))
     return tuple(found)
+
+
+def _checked(folder: Path, trusted_keys: Sequence[Path], *, allow_unvalidated: bool) -> VerifiedPack:
+    present = pack_files(folder)
+    if MANIFEST not in present:
+        raise ManifestError(f"The pack {folder.name} has no {MANIFEST}.", "Build or install the pack first.")
+    verify_signature(folder, trusted_keys)
+    manifest = _manifest(folder, present)
+    _check_files(folder, manifest, present)
+    _check_bases(manifest)
+    _check_validation(manifest, allowed=allow_unvalidated)
+    _check_gate(folder, manifest)
+    _check_graphs(folder, manifest)
+    return VerifiedPack(manifest, folder)
 
 
 def _manifest(folder: Path, present: Sequence[str]) -> PackManifest:

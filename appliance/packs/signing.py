@@ -20,7 +20,16 @@ from appliance.packs.files import ENGINE_SUFFIX, SIGNATURE, pack_files
 PRIVATE_KEY = "signing-key.pem"
 PUBLIC_KEY = "signing-key.pub.pem"
 
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, InvalidSignature, UnsupportedAlgorithm)
+_MALFORMED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    RecursionError,
+    InvalidSignature,
+    UnsupportedAlgorithm,
+)
 """What the library raises for a signature or key that is not one; it has no error of its own."""
 
 

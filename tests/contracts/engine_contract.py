@@ -58,7 +58,16 @@ class EngineContract:
             engine.run(inputs)
         assert engine.run({"image": bright_picture()})
 
-    @pytest.mark.parametrize("graph", [b"", b"not a graph", encoder_graph().SerializeToString()[:-100]])
+    @pytest.mark.parametrize(
+        "graph",
+        [
+            b"",
+            b"not a graph",
+            encoder_graph().SerializeToString()[:-100],
+            encoder_graph().SerializeToString().replace(b"image", b"im\xe1ge"),
+        ],
+        ids=["empty", "foreign", "truncated", "damaged name"],
+    )
     def test_it_refuses_what_is_no_graph(self, runtime: Runtime, graph: bytes) -> None:
         """A file that can't be loaded is a problem of its pack, named by its title."""
         with pytest.raises(PackContentError, match=r"encoder\.onnx"):

@@ -82,6 +82,13 @@ def test_what_is_no_graph_is_refused(data: bytes) -> None:
         check_graph(data, "small.onnx")
 
 
+def test_a_damaged_name_is_no_crash() -> None:
+    """A file whose bytes no longer spell its tensors' names is refused like any other damage."""
+    damaged = encoder_graph().SerializeToString().replace(b"cells", b"c\xe5lls", 1)
+    with pytest.raises(PackContentError, match=r"small\.onnx is no valid ONNX graph"):
+        check_graph(damaged, "small.onnx")
+
+
 def test_a_graph_that_breaks_the_standard_is_refused() -> None:
     """A whole file that the ONNX checker refuses is refused with its reason."""
     with pytest.raises(PackContentError, match="no valid ONNX graph"):

@@ -63,7 +63,7 @@ def test_a_missing_signature_is_refused(pack: TinyPack) -> None:
         verify_signature(pack.folder, [pack.keys.public])
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"verificationMaterial": {}}', "\x00"])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"verificationMaterial": {}}', "\x00", "[" * 100_000])
 def test_a_file_that_is_no_signature_is_refused(pack: TinyPack, content: str) -> None:
     """Whatever lies in model.sig, the answer is a refusal."""
     (pack.folder / "model.sig").write_text(content)
