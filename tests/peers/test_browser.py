@@ -10,7 +10,11 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from appliance.admin.server import listen, serve
+from appliance.domain.device import DeviceIdentity
 from appliance.domain.lifecycle import StudyEvent
+from appliance.reporting.reporter import DicomReporter
+from tests.fakes import phantom
+from tests.fakes.scene import analysis_of, outcomes_of, phantom_instance, with_mask
 from tests.fakes.site import PASSWORD, Scene, scene_in
 
 CHROMIUM = "/usr/bin/chromium"
@@ -113,6 +117,28 @@ def test_from_log_in_to_findings(visit: Visit) -> None:
     expect(page.get_by_role("status")).to_contain_text("in the queue again")
     page.get_by_role("button", name="Log out").click()
     expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+
+
+def test_the_contour_of_the_sent_segmentation_is_shown(visit: Visit, tmp_path: Path) -> None:
+    """The study's page shows the image with the contour of the DICOM segmentation.
+
+    With `INSITE_DOCS_IMAGES=docs/images` the page is kept there as `study.png`: so the manual's picture is made.
+    """
+    made, scene = phantom_instance(), visit.scene
+    reporter = DicomReporter(DeviceIdentity("0123456789ab", "2.25.1", "0.1.0", "INSITE"))
+    sources = {phantom.SOP_UID: tmp_path / "phantom.dcm"}
+    objects = reporter.write(analysis_of(made, with_mask(outcomes_of(made))), sources, scene.clock.now, tmp_path)
+    scene.ledger.record_objects(scene.token, 1, objects)
+    visit.log_in()
+    visit.page.set_viewport_size({"width": 1280, "height": 860})
+    visit.page.get_by_role("link", name="PHANTOM, SYNTHETIC").click()
+    expect(visit.page.get_by_text("contour: segmentation by the appliance")).to_be_visible()
+    picture = visit.page.locator("figure img")
+    expect(picture).to_have_js_property("complete", value=True)
+    assert picture.evaluate("image => image.naturalWidth") > 200
+    wished = os.environ.get("INSITE_DOCS_IMAGES")
+    if wished:
+        visit.page.screenshot(path=Path(wished) / "study.png", full_page=True)
 
 
 def test_the_keyboard_is_enough(visit: Visit) -> None:
