@@ -35,7 +35,7 @@ LOCK = timedelta(minutes=15)
 
 
 class Role(enum.Enum):
-    """What a user may do: look, or also send results again and see incidents' details."""
+    """What a user may do: look, or also send results again."""
 
     VIEWER = "viewer"
     ADMIN = "admin"
