@@ -12,6 +12,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 
 from appliance.domain.errors import UnreadableFileError
 
@@ -79,7 +80,7 @@ def value_of(dataset: Any, keyword: str) -> Any:
             value = dataset.get(keyword)
     except PARSE_ERRORS:
         return None
-    if isinstance(value, MultiValue | list | tuple):
+    if isinstance(value, MultiValue | Sequence | list | tuple):
         return value[0] if value else None
     return value
 

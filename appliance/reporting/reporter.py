@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -70,7 +71,8 @@ class DicomReporter:
                 os.fsync(stream.fileno())
             draft.rename(final)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink()
             raise ReportError(f"{final} can't be written: {error.strerror}.", "Free space on its disk.") from error
         return ResultObject(kind, str(dataset.SOPInstanceUID), str(dataset.SOPClassUID), str(final))
 
@@ -85,3 +87,5 @@ class DicomReporter:
         dataset.DeviceSerialNumber = self._device.serial
         dataset.DeviceUID = self._device.device_uid
         dataset.SoftwareVersions = self._device.version
+        for contribution in dataset.get("ContributingEquipmentSequence", []):
+            contribution.ContributionDateTime = created.strftime("%Y%m%d%H%M%S.%f")

@@ -59,6 +59,8 @@ def segmentation_of(
         content_label="AI_UNVERIFIED",
         content_description="AI result, unverified",
     )
+    for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
+        item.DimensionOrganizationUID = naming.uid("dimensions")
     segmentation.SeriesDescription = "AI segmentation, unverified"
     if "PatientOrientation" in source and "ImageOrientationPatient" not in source:
         segmentation.PatientOrientation = source.PatientOrientation
