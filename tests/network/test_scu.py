@@ -153,3 +153,16 @@ def test_a_missing_or_foreign_file_is_named(sender: DicomSender, node: Destinati
         with pytest.raises(DeliveryError, match=name) as caught:
             sender.send(node, [tmp_path / name])
         assert caught.value.permanent
+
+
+def test_an_echo_that_is_not_answered_with_success_is_no_success(sender: DicomSender) -> None:
+    """A peer that answers C-ECHO with a failure is not reported as reachable."""
+    entity = AE("PACS")
+    entity.add_supported_context("1.2.840.10008.1.1")
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_ECHO, lambda _: 0x0122)])
+    assert server is not None
+    try:
+        with pytest.raises(DeliveryError, match="0122"):
+            sender.echo(Destination("pacs", "PACS", "127.0.0.1", server.socket.getsockname()[1]))
+    finally:
+        server.shutdown()
