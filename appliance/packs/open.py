@@ -16,7 +16,8 @@ from appliance.domain.manifest import PackManifest, Validation, VerifiedPack
 from appliance.packs.files import ENGINE_SUFFIX, REINSTALL, SIGNATURE, file_sha256, is_allowed_kind, pack_files
 from appliance.packs.graphs import check_graph
 from appliance.packs.json_values import values_from_json
-from appliance.packs.manifest_json import GATE_REPORT, MANIFEST, pack_manifest_from_json
+from appliance.packs.manifest_json import GATE_REPORT, MANIFEST
+from appliance.packs.manifest_parsing import pack_manifest_from_json
 from appliance.packs.signing import verify_signature
 
 KEYS_FOLDER = "keys"

@@ -13,9 +13,9 @@ from appliance.domain.manifest import PackManifest
 from appliance.packs.manifest_json import (
     canonical_json,
     manifest_to_json,
-    pack_manifest_from_json,
     task_manifest_to_json,
 )
+from appliance.packs.manifest_parsing import pack_manifest_from_json
 from tests.fakes.tiny_pack import tiny_pack
 
 Change = Callable[[dict[str, Any]], object]
