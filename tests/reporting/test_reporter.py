@@ -231,7 +231,10 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, radiograph: Pa
         report(answered_analysis(radiograph), radiograph, tmp_path / "out")
 
 
-def test_what_is_no_segmentation_is_not_read_as_one(radiograph: Path) -> None:
-    """Reading masks out of another object is an error."""
-    with pytest.raises(ReportError, match="segmentation"):
-        masks_of(radiograph)
+def test_what_is_no_segmentation_is_not_read_as_one(radiograph: Path, tmp_path: Path) -> None:
+    """Reading masks out of another object, out of text or out of nothing is an error."""
+    text = tmp_path / "text.dcm"
+    text.write_text("no DICOM at all")
+    for file in (radiograph, text, tmp_path / "gone.dcm"):
+        with pytest.raises(ReportError, match="segmentation"):
+            masks_of(file)
