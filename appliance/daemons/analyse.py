@@ -1,7 +1,6 @@
 """`insite analyse`: files in, result objects out, through the steps that the worker runs, in one process."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,9 +11,9 @@ from appliance.domain.errors import PackError, ReportError
 from appliance.domain.findings import StudyAnalysis, TaskOutcome
 from appliance.domain.identifiers import uid_from_content
 from appliance.domain.instance import StudyKey
-from appliance.domain.manifest import VerifiedPack
+from appliance.domain.manifest import PackManifest
 from appliance.domain.ports import StoredInstance
-from appliance.governance.activation import activate
+from appliance.governance.serving import serve_best
 from appliance.inference.runner import PackRunner
 from appliance.packs.open import PackProblem, installed_packs
 from appliance.pipeline.analyse import StudyAnalyser
@@ -34,13 +33,10 @@ def analyse_paths(paths: Sequence[Path], out: Path, settings: Settings) -> dict[
         PackError: No pack can be used.
     """
     out.mkdir(parents=True, exist_ok=True)
-    packs = _usable_packs(settings)
     gathered = gather(paths)
-    with ExitStack() as stack:
-        runner = stack.enter_context(PackRunner(packs, settings.inference.threads))
-        for pack in packs:
-            activate(pack, runner)
-        analyser = StudyAnalyser(runner, [pack.manifest for pack in packs], settings.study.max_images)
+    with PackRunner(threads=settings.inference.threads) as runner:
+        manifests = _served(settings, runner)
+        analyser = StudyAnalyser(runner, manifests, settings.study.max_images)
         reporter = DicomReporter(_device(settings))
         studies = [_study(key, images, analyser, reporter, out) for key, images in gathered.studies.items()]
     unreadable = [{"path": str(left.path), "reason": left.reason} for left in gathered.unreadable]
@@ -57,15 +53,24 @@ def lines_of(found: dict[str, Any]) -> Iterator[str]:
         yield f"left out: {left['path']} · {left['reason']}"
 
 
-def _usable_packs(settings: Settings) -> list[VerifiedPack]:
+def _served(settings: Settings, runner: PackRunner) -> list[PackManifest]:
+    """Load every usable pack as the inference daemon does; one that can't be used never stops the others."""
     found = installed_packs(
         settings.packs_folder, settings.packs.trusted_keys, allow_unvalidated=settings.packs.allow_unvalidated
     )
-    packs = [pack for pack in found if isinstance(pack, VerifiedPack)]
-    if not packs:
-        problems = " ".join(f"{each.name}: {each.error}" for each in found if isinstance(each, PackProblem))
-        raise PackError(f"No pack in {settings.packs_folder} can be used. {problems}".strip(), "Install a signed pack.")
-    return packs
+    manifests, problems = [], []
+    for pack in found:
+        try:
+            if isinstance(pack, PackProblem):
+                raise pack.error
+            serve_best(pack, runner)
+            manifests.append(pack.manifest)
+        except PackError as error:
+            problems.append(str(error))
+    if not manifests:
+        folder = settings.packs_folder
+        raise PackError(f"No pack in {folder} can be used. {' '.join(problems)}".strip(), "Install a signed pack.")
+    return manifests
 
 
 def _device(settings: Settings) -> DeviceIdentity:

@@ -13,6 +13,7 @@ from pydicom.dataset import FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from appliance.domain.errors import UnreadableFileError
 
@@ -65,7 +66,10 @@ def read_dataset(path: Path) -> FileDataset:
             raise UnreadableFileError("The file is not DICOM.", "Send DICOM files only.")
         with no_warnings():
             dataset = pydicom.dcmread(path, force=True, defer_size=DEFER_BYTES)
-            _check_pixels_are_whole(dataset, size)
+            if _is_deflated(dataset):
+                dataset = pydicom.dcmread(path, force=True)
+            else:
+                _check_pixels_are_whole(dataset, size)
     except PARSE_ERRORS as error:
         raise UnreadableFileError(
             f"The file can't be parsed as DICOM: {error}.", "Send it again from its source."
@@ -126,8 +130,13 @@ def _begins_like_dicom(head: bytes) -> bool:
     return int.from_bytes(head[:2], "little") in FIRST_GROUPS
 
 
+def _is_deflated(dataset: FileDataset) -> bool:
+    """Whether positions in the file mean nothing, so that no value can be left on disk (PS3.5 A.5)."""
+    return text_of(getattr(dataset, "file_meta", {}), "TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+
+
 def _check_pixels_are_whole(dataset: FileDataset, size: int) -> None:
-    """Refuse a file that ends before its pixel data does (PS3.5 7.1); a deflated file has no such positions."""
+    """Refuse a file that ends before its pixel data does (PS3.5 7.1)."""
     for keyword in PIXEL_KEYWORDS:
         if keyword not in dataset:
             continue

@@ -4,15 +4,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from appliance.domain.errors import UnreadableFileError
 from appliance.domain.instance import AgeSource
+from appliance.imaging.display import load_display
 from appliance.imaging.header import age_from_string, content_digest, instance_from_dataset, read_instance, spacing_of
 from tests.fakes.radiographs import radiograph_dataset, write_radiograph
 
@@ -179,3 +182,12 @@ def test_every_real_file_is_an_instance_or_a_clear_error(shared_data: Path) -> N
             read += 1
     assert read > 600
     assert refused > 20
+
+
+def test_a_large_deflated_file_is_read(tmp_path: Path) -> None:
+    """A deflated data set whose pixels inflate to more than the file holds is whole, and its pixels can be shown."""
+    dataset = radiograph_dataset(pixels=np.zeros((400, 300), np.uint16))
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert read_instance(tmp_path / "a.dcm").image.rows == 400
+    assert load_display(tmp_path / "a.dcm").pixels.shape == (400, 300)
