@@ -13,6 +13,7 @@ from appliance.domain.errors import (
 from appliance.domain.findings import ResultObject
 from appliance.domain.lifecycle import StudyEvent, StudyState
 from appliance.domain.ports import Ledger, StoredInstance
+from appliance.imaging.header import content_digest
 from appliance.pipeline.deliver import StudyDelivery
 from appliance.pipeline.kept import KeptAnalyses
 from appliance.pipeline.planned import PlannedPacks
@@ -50,9 +51,10 @@ class StudyPipeline:
             return standing
         self._ledger.apply(token, revision, StudyEvent.STARTED)
         images = self._ledger.instances(token, revision)
-        lost = sum(not stored.path.is_file() for stored in images)
+        lost = sum(not _is_as_received(stored) for stored in images)
         if lost:
-            self.fail(token, revision, f"{lost} of {len(images)} images are no longer on disk. Send the study again.")
+            reason = f"{lost} of {len(images)} images are no longer on disk as received. Send the study again."
+            self.fail(token, revision, reason)
             return Next.STOP
         try:
             self._look(token, revision, images)
@@ -146,6 +148,10 @@ class StudyPipeline:
             self._log.info("study superseded", study=token, revision=revision)
             return Next.STOP
         return None
+
+
+def _is_as_received(stored: StoredInstance) -> bool:
+    return stored.path.is_file() and content_digest(stored.path) == stored.instance.identity.content_sha256
 
 
 def _waiting_sentence(error: Exception) -> str:

@@ -1,11 +1,14 @@
 """The database that work in progress lives in: the ledger's own file, so that both change in one transaction."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from dbos._serialization import DefaultSerializer
+from sqlalchemy.exc import SQLAlchemyError
 
 from appliance.domain.errors import StorageError
 
@@ -33,6 +36,21 @@ def _make_durable(connection: Any, _: Any) -> None:
         "foreign_keys=ON",
     ):
         connection.execute(f"PRAGMA {pragma}")
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn the database library's errors into ours.
+
+    Raises:
+        StorageError: Whatever the library raised.
+    """
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise StorageError(
+            f"The work in progress can't be read or written ({type(error).__name__}).", "Check the state folder's disk."
+        ) from error
 
 
 def join_logs() -> None:

@@ -6,7 +6,7 @@ sleeping thread: the workflow ends and its next turn, `study:<token>:<revision>:
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
 from datetime import datetime
 from functools import partial
@@ -14,14 +14,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, EnqueueOptions
+from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
 from dbos import error as dbos_error
-from sqlalchemy.exc import OperationalError
 
 from appliance.domain.errors import StorageError, TransitionError
 from appliance.domain.ports import Transaction
 from appliance.telemetry import logger_for
-from appliance.workflow.database import join_logs, open_engine, refuse_pickles
+from appliance.workflow.database import join_logs, open_engine, refuse_pickles, storage_errors
+from appliance.workflow.leftovers import Leftovers
+from appliance.workflow.names import DELIVERY, MAX_FAULTS, STUDIES, STUDY, options_of, queue_of
 from appliance.workflow.steps import Next, StudySteps
 
 APPLICATION = "insite"
@@ -29,18 +30,13 @@ APPLICATION_VERSION = "1"
 """Constant: work begun by one release is ended by the next; a change to the order of steps goes behind `DBOS.patch`."""
 EXECUTOR = "worker"
 """Fixed: a restarted worker takes up what it had begun."""
-STUDY, DELIVERY = "study", "delivery"
-STUDIES = "studies"
 MAX_RECOVERIES = 10
 """How often the process may die over one workflow before that workflow counts as the cause."""
-MAX_FAULTS = 3
-"""How often a step may end unexpectedly before its study ends as failed."""
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
 LONGEST_DELIVERY_PAUSE_SECONDS = 3600.0
 CLOSE_SECONDS = 5
 """How long a clean stop waits for running steps; what is left is resumed at the next start."""
-DIED = "The worker ended again and again while working on this; the log says more."
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +76,7 @@ class StudyWorkflows:
         self._pace = pace
         self._log = logger_for("workflow")
         self._running: set[str] = set()
-        self._idle: set[str] = set()
+        self._leftovers = Leftovers(steps, self._running)
         self._database = open_engine(file)
         self._client = DBOSClient(
             system_database_engine=self._database,
@@ -101,24 +97,25 @@ class StudyWorkflows:
             "enable_otlp": False,
             "log_level": "WARNING",
         }
-        DBOS(config=config)
-        self._register()
-        DBOS.launch()
-        for queue in (STUDIES, *map(_queue_of, self._destinations)):
-            DBOS.register_queue(
-                queue,
-                worker_concurrency=self._pace.concurrency,
-                polling_interval_sec=self._pace.poll_seconds,
-                on_conflict="always_update",
-            )
+        with ExitStack() as stack, storage_errors():
+            stack.callback(self._close)
+            DBOS(config=config)
+            self._register()
+            DBOS.launch()
+            for queue in (STUDIES, *map(queue_of, self._destinations)):
+                DBOS.register_queue(
+                    queue,
+                    worker_concurrency=self._pace.concurrency,
+                    polling_interval_sec=self._pace.poll_seconds,
+                    on_conflict="always_update",
+                )
+            stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        DBOS.destroy(destroy_registry=True, workflow_completion_timeout_sec=CLOSE_SECONDS)
-        self._client.destroy()
-        self._database.dispose()
+        self._close()
 
     def enqueue(self, within: Transaction, token: str, revision: int) -> None:
         """Put a revision to work, at the commit of a transaction on the ledger.
@@ -127,14 +124,13 @@ class StudyWorkflows:
             TransitionError: An earlier revision of the study is still in work; ask again later.
             StorageError: The database does not take it; ask again later.
         """
-        options = _options(STUDY, STUDIES, f"study:{token}:{revision}")
+        options = options_of(STUDY, STUDIES, f"study:{token}:{revision}")
         options["deduplication_id"] = token
-        try:
-            self._client.enqueue_in_transaction(within.connection, options, token, revision, 0, 0)
-        except dbos_error.DBOSQueueDeduplicatedError as error:
-            raise TransitionError("An earlier revision of this study is still in work.") from error
-        except OperationalError as error:
-            raise StorageError("The database does not take work.", "Look at the disk.") from error
+        with storage_errors():
+            try:
+                self._client.enqueue_in_transaction(within.connection, options, token, revision, 0, 0)
+            except dbos_error.DBOSQueueDeduplicatedError as error:
+                raise TransitionError("An earlier revision of this study is still in work.") from error
 
     def tend(self) -> int:
         """Look after work that nobody does any more; to be called now and then.
@@ -144,46 +140,27 @@ class StudyWorkflows:
 
         Returns:
             How many workflows were ended or begun again.
-        """
-        given_up = ["MAX_RECOVERY_ATTEMPTS_EXCEEDED", "ERROR", "CANCELLED"]
-        ended = DBOS.list_workflows(name=[STUDY, DELIVERY], status=given_up, load_output=False)
-        for workflow in ended:
-            self._log.error("work dropped", workflow=workflow.workflow_id, status=workflow.status)
-            *arguments, faults = workflow.input["args"] if workflow.input else (0,)
-            if workflow.status == "ERROR" and faults + 1 < MAX_FAULTS:
-                queue = STUDIES if workflow.name == STUDY else _queue_of(arguments[2])
-                options = _options(workflow.name, queue, f"{workflow.workflow_id}+")
-                DBOS.enqueue_workflow_with_options(options, *arguments, faults + 1)
-            elif workflow.name == STUDY:
-                self._steps.fail(arguments[0], arguments[1], DIED)
-            else:
-                self._steps.abandon(arguments[0], arguments[1], arguments[2], DIED)
-            DBOS.delete_workflow(workflow.workflow_id)
-        return len(ended) + self._resume_idle()
 
-    def _resume_idle(self) -> int:
-        """Begin again what the database calls running and no thread of ours runs, at two looks in a row."""
-        pending = DBOS.list_workflows(name=[STUDY, DELIVERY], status="PENDING", load_input=False, load_output=False)
-        idle = {workflow.workflow_id for workflow in pending} - self._running
-        for identifier in idle & self._idle:
-            self._log.error("work was dropped; it is begun again", workflow=identifier)
-            DBOS.resume_workflow(identifier)
-        found = len(idle & self._idle)
-        self._idle = idle - self._idle
-        return found
+        Raises:
+            StorageError: The database or the ledger does not answer.
+        """
+        return self._leftovers.tend()
 
     def forget(self, before: datetime) -> int:
         """Delete the engine's rows of work that ended before a time; the ledger keeps the truth.
 
         Returns:
             How many workflows were deleted.
+
+        Raises:
+            StorageError: The database does not answer.
         """
-        ended = DBOS.list_workflows(
-            status="SUCCESS", completed_before=before.isoformat(), load_input=False, load_output=False
-        )
-        if ended:
-            DBOS.delete_workflows([workflow.workflow_id for workflow in ended])
-        return len(ended)
+        return self._leftovers.forget(before)
+
+    def _close(self) -> None:
+        DBOS.destroy(destroy_registry=True, workflow_completion_timeout_sec=CLOSE_SECONDS)
+        self._client.destroy()
+        self._database.dispose()
 
     def _register(self) -> None:
         @DBOS.workflow(name=STUDY, max_recovery_attempts=MAX_RECOVERIES)
@@ -214,7 +191,7 @@ class StudyWorkflows:
             if said == Next.STOP.value:
                 return
         due, fault = self._run("hand over", partial(self._steps.hand_over, work.token, work.revision))
-        if fault:
+        if fault or due == Next.LATER.value:
             self._study_again(work, turn, faults, fault)
             return
         for destination in due:
@@ -225,7 +202,7 @@ class StudyWorkflows:
         if faults >= MAX_FAULTS:
             DBOS.run_step({"name": "fail"}, self._steps.fail, work.token, work.revision, fault)
             return
-        options = _options(STUDY, STUDIES, f"study:{work.token}:{work.revision}:{turn + 1}")
+        options = options_of(STUDY, STUDIES, f"study:{work.token}:{work.revision}:{turn + 1}")
         options["delay_seconds"] = _doubled(FIRST_PAUSE_SECONDS, turn, LONGEST_PAUSE_SECONDS)
         DBOS.enqueue_workflow_with_options(options, *astuple(work), turn + 1, faults)
 
@@ -239,8 +216,8 @@ class StudyWorkflows:
             self._attempt(work, destination, attempt + 1, faults)
 
     def _attempt(self, work: Work, destination: str, attempt: int, faults: int) -> None:
-        options = _options(
-            DELIVERY, _queue_of(destination), f"dlv:{work.token}:{work.revision}:{destination}:{attempt}"
+        options = options_of(
+            DELIVERY, queue_of(destination), f"dlv:{work.token}:{work.revision}:{destination}:{attempt}"
         )
         if attempt > 1:
             first = self._pace.delivery_retry_seconds
@@ -248,11 +225,17 @@ class StudyWorkflows:
         DBOS.enqueue_workflow_with_options(options, *astuple(work), destination, attempt, faults)
 
     def _run(self, name: str, step: Callable[[], Any]) -> tuple[Any, str]:
-        """A step's answer, kept by the engine so that a resumed workflow does not ask again, or how it ended."""
+        """A step's answer, kept by the engine so that a resumed workflow does not ask again, or how it ended.
+
+        A ledger or a disk that does not answer now is no fault of the study: it is asked again later.
+        """
 
         def answer() -> tuple[Any, str]:
             try:
                 return step(), ""
+            except StorageError as error:
+                self._log.warning("step waits", step=name, workflow=DBOS.workflow_id, error=str(error))
+                return Next.LATER.value, ""
             except Exception as error:  # noqa: BLE001 - the top of the work: counted, told in the ledger, tried again
                 self._log.exception("step ended unexpectedly", step=name, workflow=DBOS.workflow_id)
                 return None, f"The step `{name}` ended unexpectedly ({type(error).__name__}); the log says more."
@@ -261,16 +244,8 @@ class StudyWorkflows:
         return said, fault
 
 
-def _options(workflow: str, queue: str, identifier: str) -> EnqueueOptions:
-    return {"workflow_name": workflow, "queue_name": queue, "workflow_id": identifier}
-
-
 def _said(step: Callable[..., Next], *arguments: Any) -> str:
     return step(*arguments).value
-
-
-def _queue_of(destination: str) -> str:
-    return f"deliver-{destination}"
 
 
 def _doubled(first: float, times: int, longest: float) -> float:

@@ -1,5 +1,6 @@
 """A study moves through the ledger step by step; each step may be repeated, and each ends somewhere."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -157,14 +158,18 @@ def test_a_revision_that_is_being_delivered_is_delivered(bench: Bench) -> None:
     assert bench.state(token) is StudyState.DONE
 
 
-def test_images_that_vanished_from_the_disk_end_the_study(bench: Bench) -> None:
-    """A study whose files are gone fails with a sentence, instead of being called empty."""
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-2] + b"xx")])
+def test_images_that_vanished_or_changed_on_the_disk_end_the_study(
+    bench: Bench, damage: Callable[[Path], object]
+) -> None:
+    """A study whose files are not those that were received fails with a sentence, instead of being read."""
     token = bench.settled()
-    (bench.folder / "1.dcm").unlink()
+    damage(bench.folder / "1.dcm")
     assert bench.steps.analyse(token, 1) is Next.STOP
     record = bench.ledger.study(token)
     assert record.state is StudyState.FAILED
-    assert record.reason == "1 of 1 images are no longer on disk. Send the study again."
+    assert record.reason.startswith("1 of 1 images are no longer on disk as received.")
+    assert bench.models.asked == []
 
 
 def test_what_can_not_be_reported_ends_failed(bench: Bench) -> None:
