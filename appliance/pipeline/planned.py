@@ -1,4 +1,8 @@
-"""Which packs speak for a study: those that are installed and that the inference daemon serves, digest for digest."""
+"""Which packs speak for a study: those that are installed and that the inference daemon serves, digest for digest.
+
+An installed pack that is not served (it failed its gate on this machine, say) is asked as well: its tasks then say that
+they could not answer, because a task that is known is never silent.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -25,7 +29,7 @@ class PlannedPacks:
         self._log = logger_for("pipeline")
 
     def analyser(self) -> StudyAnalyser:
-        """An analyser for the packs that are served now.
+        """An analyser for the packs that are served now, and for those that should be.
 
         Raises:
             InferenceUnavailableError: Nobody answers, nothing is served, or a served pack is not installed here: a pack
@@ -43,5 +47,7 @@ class PlannedPacks:
                 f"The inference daemon serves {', '.join(unknown)} in another version than is installed.",
                 "Restart the inference daemon.",
             )
-        manifests = sorted((self._known[digest] for digest in served), key=lambda manifest: manifest.name)
-        return StudyAnalyser(self._inference, manifests, self._max_images)
+        speaking = {self._known[digest].name: self._known[digest] for digest in served}
+        for manifest in sorted(self._known.values(), key=lambda manifest: -manifest.release):
+            speaking.setdefault(manifest.name, manifest)
+        return StudyAnalyser(self._inference, [speaking[name] for name in sorted(speaking)], self._max_images)

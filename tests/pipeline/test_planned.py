@@ -1,6 +1,7 @@
 """Only a pack that is both installed and served speaks for a study."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -34,10 +35,17 @@ def digests(packs: PlannedPacks) -> dict[str, str]:
 
 def test_packs_are_read_once_while_nothing_changes() -> None:
     """Installed packs are verified at first use, and not for every study."""
-    shelf = Shelf(pack(), pack(name="other", digest="9" * 64))
+    shelf = Shelf(pack())
     planned = PlannedPacks(agreeable(), shelf, 16)
     assert digests(planned) == digests(planned) == {"chest": DIGEST}
     assert shelf.read == 1
+
+
+def test_an_installed_pack_that_is_not_served_is_not_silent() -> None:
+    """A pack that the daemon refused still stands in every result; an older release of a served pack does not."""
+    older = replace(pack(digest="8" * 64), release=0)
+    shelf = Shelf(older, pack(), pack(name="refused", digest="9" * 64))
+    assert digests(PlannedPacks(agreeable(), shelf, 16)) == {"chest": DIGEST, "refused": "9" * 64}
 
 
 def test_an_exchanged_pack_is_read_again() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from appliance.domain.errors import TransitionError
+from appliance.domain.errors import StorageError, TransitionError
 from appliance.workflow import engine
 from appliance.workflow.engine import Pace, StudyWorkflows
 from appliance.workflow.names import MAX_FAULTS
@@ -45,12 +45,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     file = folder / "ledger.db"
     file.touch(mode=0o600)
     steps = RecordedSteps(folder / "journal", due=["pacs", "archive"])
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        StudyWorkflows(file, steps, ("pacs", "archive"), FAST) as workflows,
-    ):
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(engine, "FIRST_PAUSE_SECONDS", 0.05)
-        yield Running(steps, workflows, file)
+        patched.setattr("dbos._workflow_commands._BACKGROUND_JOBS_INTERVAL_SEC", 0.05)
+        with StudyWorkflows(file, steps, ("pacs", "archive"), FAST) as workflows:
+            yield Running(steps, workflows, file)
 
 
 def test_a_study_goes_through_its_steps_in_order(running: Running) -> None:
@@ -94,6 +93,13 @@ def test_a_study_survives_a_fault_that_passes(running: Running) -> None:
     running.put("unlucky", report=[ZeroDivisionError(), Next.GO_ON])
     running.steps.wait_for("unlucky", "deliver pacs")
     assert not running.steps.calls("unlucky", "fail")
+
+
+def test_a_ledger_that_does_not_answer_is_no_fault_of_the_study(running: Running) -> None:
+    """However often ledger or disk do not answer, the study waits and then goes on."""
+    running.put("patient", report=[*[StorageError("full")] * (MAX_FAULTS + 1), Next.GO_ON])
+    running.steps.wait_for("patient", "deliver pacs")
+    assert not running.steps.calls("patient", "fail")
 
 
 def test_a_destination_that_refuses_holds_up_no_other(running: Running) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from appliance.domain.errors import StorageError
-from appliance.workflow.database import open_engine, refuse_pickles
+from appliance.workflow.database import open_engine, refuse_pickles, storage_errors
 from tests.fakes.steps import RecordedSteps
 from tests.fakes.transactions import begun
 
@@ -61,6 +62,12 @@ def test_commits_are_on_disk_when_they_return(file: Path) -> None:
 
 
 PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30000}
+
+
+def test_the_librarys_errors_become_ours() -> None:
+    """A database that does not answer is a storage error, which callers wait out."""
+    with pytest.raises(StorageError, match="OperationalError"), storage_errors():
+        raise OperationalError("statement", {}, Exception("disk I/O error"))
 
 
 def test_a_pickled_row_is_never_read(file: Path) -> None:
