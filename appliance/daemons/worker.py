@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +56,19 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         assembler = Assembler(ledger, workflows, timedelta(seconds=settings.study.quiet_seconds), _now)
         ready()
         _work(stop, assembler, workflows, settings.worker.poll_seconds)
+    _leave(workflows)
+
+
+def _leave(workflows: StudyWorkflows) -> None:
+    """End the process where a step outlasted the stop, for instance on a peer that went silent.
+
+    The interpreter would wait for the step's thread, longer than a service manager waits for the process. A step may be
+    killed at any instruction, and is resumed at the next start.
+    """
+    if workflows.unfinished:
+        logger_for("worker").warning("work is left for the next start", workflows=sorted(workflows.unfinished))
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def study_steps(settings: Settings, ledger: Ledger, inference: Inference) -> StudyPipeline:

@@ -6,6 +6,7 @@ sleeping thread: the workflow ends and its next turn, `study:<token>:<revision>:
 """
 
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
 from datetime import datetime
@@ -156,6 +157,11 @@ class StudyWorkflows:
             StorageError: The database does not answer.
         """
         return self._leftovers.forget(before)
+
+    @property
+    def unfinished(self) -> AbstractSet[str]:
+        """Identifiers of the work whose threads still run; after a close they run on without a database."""
+        return frozenset(self._running)
 
     def _close(self) -> None:
         DBOS.destroy(destroy_registry=True, workflow_completion_timeout_sec=CLOSE_SECONDS)

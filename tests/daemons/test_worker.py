@@ -1,18 +1,22 @@
 """The worker waits for what is not there, says so, goes on by itself, and stops when it is told to."""
 
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from appliance.daemons import inference, worker
+from appliance.daemons.supervisor import STOP_SECONDS
 from appliance.domain.errors import SettingsError
 from appliance.domain.instance import key_of
-from appliance.domain.lifecycle import StudyState
+from appliance.domain.lifecycle import DeliveryState, StudyState
 from appliance.domain.ports import StoredInstance
 from appliance.imaging.header import read_instance
 from appliance.settings import PackSettings, Settings, StudySettings, WorkerSettings
@@ -84,3 +88,37 @@ def test_two_workers_on_one_state_folder_are_refused(settings: Settings) -> None
     """A second worker would take the first one's work for that of a dead one: it ends with a reason."""
     with running(worker.run, settings), pytest.raises(SettingsError, match="Another worker"):
         worker.run(settings, threading.Event(), lambda: None)
+
+
+@pytest.mark.slow
+def test_a_silent_peer_does_not_hold_up_a_stop(tmp_path: Path) -> None:
+    """While a destination takes the connection and says nothing, the worker still stops, and the results are due."""
+    pack = tiny_pack(tmp_path / "packs")
+    config = tmp_path / "insite.toml"
+    options = ["--state", str(tmp_path / "state"), "--config", str(config)]
+    with socket.create_server(("127.0.0.1", 0)) as silent, ExitStack() as stack:
+        config.write_text(
+            f"""
+            study.quiet_seconds = 0
+            worker.poll_seconds = 0.05
+            packs.folder = "{tmp_path / "packs"}"
+            packs.trusted_keys = ["{pack.keys.public}"]
+            packs.allow_unvalidated = true
+            [[destinations]]
+            name = "pacs"
+            ae_title = "PACS"
+            host = "127.0.0.1"
+            port = {silent.getsockname()[1]}
+            """
+        )
+        ledger = stack.enter_context(SqlLedger.open(tmp_path / "state" / "ledger.db"))
+        token = arrive(ledger, tmp_path / "image.dcm")
+        commands = [[sys.executable, "-m", "appliance.cli", name, *options] for name in ("inference", "worker")]
+        inference_daemon, worker_daemon = [stack.enter_context(subprocess.Popen(command)) for command in commands]
+        stack.callback(inference_daemon.terminate)
+        stack.callback(worker_daemon.kill)
+        silent.settimeout(60)
+        stack.enter_context(silent.accept()[0])
+        worker_daemon.terminate()
+        assert worker_daemon.wait(STOP_SECONDS) == 0
+        assert ledger.deliveries(token, 1)[0].state is DeliveryState.PENDING
