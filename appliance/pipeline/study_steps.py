@@ -96,28 +96,27 @@ class StudyPipeline:
 
     def hand_over(self, token: str, revision: int) -> Sequence[str]:
         """Note a delivery for every destination; a study without any is done, its results stay on disk."""
-        if self._ledger.study(token, revision).state is not StudyState.DELIVERING:
+        if self._state(token, revision) is not StudyState.DELIVERING:
             return []
         return self._delivery.hand_over(token, revision)
 
     def deliver(self, token: str, revision: int, destination: str, attempt: int) -> Next:
         """Send the result objects to one destination."""
+        if self._state(token, revision) is None:
+            return Next.STOP
         return Next.GO_ON if self._delivery.deliver(token, revision, destination, attempt) else Next.LATER
 
     def fail(self, token: str, revision: int, reason: str) -> None:
         """End the revision as failed, unless it has ended already or is unknown by now."""
-        try:
-            state = self._ledger.study(token, revision).state
-        except UnknownStudyError:
-            return
-        if state in IN_WORK:
+        if self._state(token, revision) in IN_WORK:
             self._ledger.apply(token, revision, StudyEvent.FAILED, reason=reason)
             self._kept.drop(token, revision)
             self._log.error("study failed", study=token, revision=revision, reason=reason)
 
     def abandon(self, token: str, revision: int, destination: str, reason: str) -> None:
-        """End one delivery as dead, unless it has ended already."""
-        self._delivery.abandon(token, revision, destination, reason)
+        """End one delivery as dead, unless it has ended already or its study is unknown by now."""
+        if self._state(token, revision) is not None:
+            self._delivery.abandon(token, revision, destination, reason)
 
     def _look(self, token: str, revision: int, images: Sequence[StoredInstance]) -> None:
         key = self._ledger.study(token, revision).key
@@ -132,12 +131,19 @@ class StudyPipeline:
             tasks={outcome.task: outcome.state.value for outcome in analysis.outcomes},
         )
 
+    def _state(self, token: str, revision: int) -> StudyState | None:
+        """Where a revision stands; None where the ledger does not know it, so that nobody waits for it."""
+        try:
+            return self._ledger.study(token, revision).state
+        except UnknownStudyError:
+            return None
+
     def _earlier_objects(self, token: str, revision: int) -> list[ResultObject]:
         return [made for number in range(1, revision) for made in self._ledger.objects(token, number)]
 
     def _standing(self, token: str, revision: int, here: frozenset[StudyState]) -> Next | None:
         """What a step answers without working: it was done before a resumption, or the revision has ended."""
-        state = self._ledger.study(token, revision).state
+        state = self._state(token, revision)
         if state not in IN_WORK:
             return Next.STOP
         if state not in here:

@@ -224,12 +224,11 @@ def test_a_destination_that_is_away_is_asked_again(bench: Bench) -> None:
 
 
 def test_failing_and_abandoning_end_only_what_is_open(bench: Bench) -> None:
-    """A study that has ended keeps its end; an unknown one is nobody's."""
+    """A study that has ended keeps its end."""
     token = bench.settled()
     bench.steps.fail(token, 1, "The process died.")
     bench.steps.fail(token, 1, "Again.")
     assert bench.ledger.study(token).reason == "The process died."
-    bench.steps.fail("unknown", 1, "The process died.")
     bench.steps.abandon(token, 1, "pacs", "The process died.")
     assert bench.state(token) is StudyState.FAILED
 
@@ -246,3 +245,14 @@ def test_a_retried_study_sends_the_same_bytes(bench: Bench) -> None:
         bench.ledger.apply(token, revision + 1, StudyEvent.SETTLED)
     first, second = bench.peer.taken["pacs"]
     assert first == second
+
+
+def test_work_on_a_study_that_the_ledger_does_not_know_ends(bench: Bench) -> None:
+    """Work that is left over from a study that was removed does nothing and does not wait."""
+    assert bench.steps.analyse("unknown", 1) is Next.STOP
+    assert bench.steps.report("unknown", 1) is Next.STOP
+    assert bench.steps.hand_over("unknown", 1) == []
+    assert bench.steps.deliver("unknown", 1, "pacs", 1) is Next.STOP
+    bench.steps.fail("unknown", 1, "The process died.")
+    bench.steps.abandon("unknown", 1, "pacs", "The process died.")
+    assert bench.ledger.deliveries("unknown", 1) == []
