@@ -4,8 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 DATA   ?= ../shared/data/cxr
+KEY    ?= build/keys/signing-key.pem
+VARIANT ?= cpu
 
-.PHONY: help setup demo test check lint types contracts pack proto lock clean
+.PHONY: help setup demo test check lint types contracts pack bundle test-fleet proto lock clean
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +43,15 @@ contracts: setup
 
 pack: setup ## train, distil, quantise, verify, sign: rebuild engines/chest-xray from the data
 	$(BIN)/insite-export run engines/chest-xray/recipe.toml --data $(DATA) --out build/
+
+bundle: setup $(KEY) ## one signed archive for machines without network: KEY=your-key.pem VARIANT=cpu|gpu
+	$(BIN)/python ansible/build_bundle.py --key $(KEY) --variant $(VARIANT) --out build
+
+build/keys/signing-key.pem:
+	$(BIN)/insite-export keygen --out build/keys
+
+test-fleet: setup ## install, run, upgrade and go back in a real guest of systemd-nspawn; needs root
+	$(BIN)/python -m pytest tests/fleet -m fleet --timeout 1500 -s
 
 proto: setup ## generate the Open Inference Protocol's Python from its .proto
 	$(BIN)/python -m appliance.inference.proto.generate

@@ -26,6 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+bundle_commands = typer.Typer(help="Installation bundles for machines without network.", no_args_is_help=True)
+app.add_typer(bundle_commands, name="bundle")
+
 StateOption = Annotated[Path | None, typer.Option("--state", metavar="DIR", help="Folder of everything that is kept.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings, a TOML file.")]
 PAGE_WIDTH = 118
@@ -139,6 +142,35 @@ def show_settings(
     for key, value in flat(loaded.settings.model_dump(mode="json")):
         table.add_row(key, json.dumps(value), loaded.origins.get(key, "default"))
     Console(soft_wrap=True).print(table)
+
+
+@app.command()
+def doctor(state: StateOption = None, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+    """Examine this installation and say the way forward of whatever is wrong; exit status 1 if anything is."""
+    from appliance.daemons.doctor import as_values, examine, healthy, lines_of  # noqa: PLC0415 - each command imports only what it runs
+
+    loaded = load(config, _overrides(state))
+    configure_logs("error", loaded.settings.log.format)
+    found = examine(loaded.settings)
+    if as_json:
+        _print_json(as_values(found))
+    else:
+        sys.stdout.write("".join(f"{line}\n" for line in lines_of(found)))
+    raise typer.Exit(0 if healthy(found) else 1)
+
+
+@bundle_commands.command()
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The bundle.")],
+    key: Annotated[Path, typer.Option("--key", metavar="PUB", help="Public key of its maker, PEM.")],
+) -> None:
+    """Say whether a bundle is whole, unaltered, and signed by its maker; exit status 1 if not."""
+    from appliance.governance.bundle import verify_bundle  # noqa: PLC0415 - each command imports only what it runs
+
+    found = verify_bundle(file, key)
+    sys.stdout.write(
+        f"Insite {found.version}, {found.variant}: {found.files} files, whole and signed with {key.name}.\n"
+    )
 
 
 @app.command()

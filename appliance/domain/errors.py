@@ -90,6 +90,10 @@ class UnvalidatedPackError(PackError):
     """The pack is marked as untrained, synthetic or research-only and nobody allowed it."""
 
 
+class BundleError(InsiteError):
+    """An installation bundle is altered, incomplete, or signed by nobody we trust."""
+
+
 class InferenceError(InsiteError):
     """The inference daemon could not answer."""
 
