@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 
 from appliance.network.scp import StoreServer
 from appliance.pipeline.receive import Receiver
@@ -31,8 +32,15 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         receiver = Receiver(spool, ledger, lambda: datetime.now(UTC))
         taken_up = receiver.take_up()
         server = stack.enter_context(StoreServer(settings.node, receiver))
-        (run_folder / "node.port").write_text(str(server.port), encoding="ascii")
+        _publish(run_folder / "node.port", server.port)
         log.info("node answers", ae_title=settings.node.ae_title, port=server.port, taken_up=taken_up)
         ready()
         stop.wait()
         log.info("node stops")
+
+
+def _publish(file: Path, port: int) -> None:
+    """Write the port in one step: a reader finds the old number or the new one, never half of it."""
+    new = file.with_suffix(".new")
+    new.write_text(str(port), encoding="ascii")
+    new.replace(file)

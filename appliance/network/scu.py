@@ -86,7 +86,13 @@ class DicomSender:
         for sop_class, syntaxes in wanted.items():
             for syntax in dict.fromkeys(syntaxes):
                 entity.add_requested_context(sop_class, syntax)
-        association = entity.associate(destination.host, destination.port, ae_title=destination.ae_title)
+        try:
+            association = entity.associate(destination.host, destination.port, ae_title=destination.ae_title)
+        except (OSError, UnicodeError) as error:  # a name with an overlong label is a UnicodeError of the IDNA codec
+            raise DeliveryError(
+                f"The address of {destination.name}, {destination.host}, can't be found.",
+                "Check the host name and the name service, or give an IP address.",
+            ) from error
         if not association.is_established:
             raise _not_associated(destination, association)
         try:
@@ -132,6 +138,13 @@ def _not_associated(destination: Destination, association: Any) -> DeliveryError
         return DeliveryError(
             f"{where} rejected the association: {answer.reason_str}.",
             "Its administrator has to allow the appliance's AE title.",
+        )
+    if association.rejected_contexts and not association.accepted_contexts:
+        classes = ", ".join(sorted({str(context.abstract_syntax) for context in association.rejected_contexts}))
+        return DeliveryError(
+            f"{where} takes no objects of SOP class {classes} in the encodings offered.",
+            "Ask its administrator to allow them, then retry the study.",
+            permanent=True,
         )
     return DeliveryError(f"{where} does not answer.", "Check address, port, firewall and that it runs.")
 

@@ -72,6 +72,29 @@ def test_nobody_at_the_address_is_transient(sender: DicomSender, tmp_path: Path)
             sender.echo(nobody)
 
 
+@pytest.mark.parametrize("host", ["pacs.invalid", "a" * 64 + ".invalid"])
+def test_a_host_name_that_nobody_knows_is_transient(sender: DicomSender, host: str) -> None:
+    """A host name that can't be resolved is named and tried again later: the name service may be down."""
+    with pytest.raises(DeliveryError, match=f"{host}, can't be found") as caught:
+        sender.echo(Destination("pacs", "PACS", host, 104))
+    assert not caught.value.permanent
+
+
+def test_a_peer_that_accepts_no_presentation_context_is_permanent(sender: DicomSender, tmp_path: Path) -> None:
+    """A PACS that takes none of the objects offered is told apart from one that does not answer."""
+    entity = AE("PACS")
+    entity.add_supported_context(CLASSES[1], ExplicitVRLittleEndian)
+    server = entity.start_server(("127.0.0.1", 0), block=False)
+    assert server is not None
+    try:
+        peer = Destination("pacs", "PACS", "127.0.0.1", server.socket.getsockname()[1])
+        with pytest.raises(DeliveryError, match=f"takes no objects of SOP class {CLASSES[0]}") as caught:
+            sender.send(peer, [write_radiograph(tmp_path / "a.dcm")])
+        assert caught.value.permanent
+    finally:
+        server.shutdown()
+
+
 def test_a_rejected_association_says_so(sender: DicomSender, sink: MemorySink, tmp_path: Path) -> None:
     """A peer that does not know our AE title is named; its administrator can mend it, so it is tried again."""
     with StoreServer(NodeSettings(bind="127.0.0.1", port=0, callers=("OTHER",)), sink) as server:
