@@ -15,8 +15,13 @@ from appliance.domain.manifest import InputSpec
 
 Grey = NDArray[np.uint8]
 
+MIRRORED, MOVED, DEGRADED, BORDERED = 0.5, 0.75, 0.6, 0.2
+"""Shares of images that each kind of change is drawn for, at full strength."""
 
-def augmented(image: Grey, mask: Grey | None, spec: InputSpec, rng: Generator) -> tuple[Grey, Grey | None]:
+
+def augmented(
+    image: Grey, mask: Grey | None, spec: InputSpec, rng: Generator, strength: float = 1.0
+) -> tuple[Grey, Grey | None]:
     """One random variant of an image, with its mask moved along.
 
     Args:
@@ -24,15 +29,16 @@ def augmented(image: Grey, mask: Grey | None, spec: InputSpec, rng: Generator) -
         mask: uint8 [side, side] of 0 and 1, or None.
         spec: For the percentiles.
         rng: The only source of randomness.
+        strength: 1 for all of it; less for smaller and rarer changes.
     """
-    if rng.random() < 0.5:
+    if rng.random() < MIRRORED:
         image, mask = image[:, ::-1], None if mask is None else mask[:, ::-1]
-    if rng.random() < 0.75:
-        image, mask = _moved(image, mask, rng)
-    image = _exposed(image, rng)
-    if rng.random() < 0.6:
+    if rng.random() < MOVED:
+        image, mask = _moved(image, mask, rng, strength)
+    image = _exposed(image, rng, strength)
+    if rng.random() < DEGRADED * strength:
         image = _degraded(image, rng)
-    if rng.random() < 0.2:
+    if rng.random() < BORDERED * strength:
         image = _bordered(image, rng)
     mask = None if mask is None else np.ascontiguousarray(mask)
     return stretched_intensities(image, spec), mask
@@ -48,11 +54,11 @@ def stretched_intensities(image: Grey, spec: InputSpec) -> Grey:
     return table[image]
 
 
-def _moved(image: Grey, mask: Grey | None, rng: Generator) -> tuple[Grey, Grey | None]:
-    scale = rng.uniform(0.78, 1.12)
-    aspect = np.exp(rng.uniform(-0.14, 0.14))
-    angle = np.deg2rad(rng.uniform(-9.0, 9.0))
-    shift = rng.uniform(-0.06, 0.06, size=2)
+def _moved(image: Grey, mask: Grey | None, rng: Generator, strength: float) -> tuple[Grey, Grey | None]:
+    scale = 1.0 + strength * rng.uniform(-0.22, 0.12)
+    aspect = np.exp(strength * rng.uniform(-0.14, 0.14))
+    angle = np.deg2rad(strength * rng.uniform(-9.0, 9.0))
+    shift = strength * rng.uniform(-0.06, 0.06, size=2)
     x, y = scale * aspect, scale / aspect
     matrix = np.array([[x * np.cos(angle), -y * np.sin(angle)], [x * np.sin(angle), y * np.cos(angle)]])
     fill = 0 if rng.random() < 0.7 else int(rng.integers(0, 256))
@@ -71,12 +77,12 @@ def _affine(
     return np.asarray(source.transform((side, side), Image.Transform.AFFINE, coefficients, how, fillcolor=fill))
 
 
-def _exposed(image: Grey, rng: Generator) -> Grey:
-    levels = np.linspace(0.0, 1.0, 256) ** np.exp(rng.uniform(-0.5, 0.5))
-    if rng.random() < 0.4:
+def _exposed(image: Grey, rng: Generator, strength: float) -> Grey:
+    levels = np.linspace(0.0, 1.0, 256) ** np.exp(strength * rng.uniform(-0.5, 0.5))
+    if rng.random() < 0.4 * strength:
         slope = rng.uniform(2.0, 6.0)
         levels = 1.0 / (1.0 + np.exp(-slope * (levels - rng.uniform(0.35, 0.65))))
-    if rng.random() < 0.3:
+    if rng.random() < 0.3 * strength:
         levels = np.clip(levels, *np.quantile(levels, [rng.uniform(0, 0.06), 1 - rng.uniform(0, 0.06)]))
     levels = (levels - levels.min()) / (levels.max() - levels.min())
     table: Grey = np.rint(levels * 255).astype(np.uint8)

@@ -92,7 +92,9 @@ def model_card(recipe: Recipe, report: dict[str, Any], validation: str) -> str:
     for table in report["tables"]:
         lines += _table(table)
     lines += ["## Gate", "", f"Verdict: **{report['verdict']}**.", ""]
-    lines += _table({"title": "", "columns": ["rule", "bound", "measured", "passed"], "rows": report["rules"], "note": ""})
+    lines += _table(
+        {"title": "", "columns": ["rule", "bound", "measured", "passed"], "rows": report["rules"], "note": ""}
+    )
     lines += ["## Not measured", "", *(f"- {sentence}" for sentence in NOT_MEASURED), "", "## Sources", ""]
     for source in SOURCES:
         lines.append(f"- {source['name']}. {source['licence']}. {source['origin']}. {source['use']}")
@@ -101,8 +103,8 @@ def model_card(recipe: Recipe, report: dict[str, Any], validation: str) -> str:
 
 def _making(recipe: Recipe) -> list[str]:
     return [
-        f"- Teacher {recipe.teacher.architecture}, {recipe.teacher.steps} steps of {recipe.teacher.batch} images; "
-        f"student {recipe.student.architecture}, {recipe.student.steps} steps; seed {recipe.pack.seed}.",
+        f"- Teacher {recipe.teacher.architecture}, {recipe.teacher.steps} and {recipe.teacher.settling_steps} settling steps of {recipe.teacher.batch} images; "
+        f"student {recipe.student.architecture}, {recipe.student.steps} and {recipe.student.settling_steps} steps; seed {recipe.pack.seed}.",
         "- All images take one path: grey, stretched to "
         f"{recipe.input.rows} x {recipe.input.columns}, percentiles {recipe.input.low_percentile:g} and "
         f"{recipe.input.high_percentile:g} mapped to 0 and 255. The aspect ratio is not kept, because the NIH's "
@@ -112,6 +114,7 @@ def _making(recipe: Recipe) -> list[str]:
         f"- {recipe.data.tune_percent} % of the training patients ('tune') chose temperatures, operating points and "
         "guard thresholds. The figures below are of the validation patients, who chose nothing but whether the pack "
         "passes its gate.",
+        *([f"- {recipe.provenance.note}"] if recipe.provenance.note else []),
         "- 'Has COVID-19' is a case, not a finding on an image: those images carry no triage label.",
     ]
 

@@ -49,17 +49,16 @@ def distil(recipe: Recipe, data: Path, teacher: Path, out: Path, say: Callable[[
         with torch.no_grad():
             advice = expert(batch.image)
         outputs = student(batch.image)
-        taught = taught_loss(outputs, projected.projection(outputs.embedding), advice, batch, recipe.student)
+        taught = taught_loss(outputs, projected.projection(outputs.embedding), advice, recipe.student)
         return supervised_loss(outputs, batch) + taught
 
     run = Training(image_set(data), recipe.input, recipe.student, recipe.pack.seed + 1, out, say)
     save_file(train(projected, student, run, loss_of), out / WEIGHTS)
 
 
-def taught_loss(outputs: Outputs, projection: Tensor, advice: Outputs, batch: Batch, section: StudentSection) -> Tensor:
+def taught_loss(outputs: Outputs, projection: Tensor, advice: Outputs, section: StudentSection) -> Tensor:
     """What the teacher adds to the labels: its probabilities, the direction of its embedding, its lung masks."""
-    soft = soft_label_loss(outputs.adult, advice.adult, batch.soft_adult)
-    soft = soft + soft_label_loss(outputs.paediatric, advice.paediatric, batch.soft_paediatric)
+    soft = soft_label_loss(outputs.adult, advice.adult) + soft_label_loss(outputs.paediatric, advice.paediatric)
     distance = 1.0 - functional.cosine_similarity(projection.float(), advice.embedding.float()).mean()
     side = outputs.lungs.shape[-1]
     masks = functional.binary_cross_entropy_with_logits(
@@ -68,9 +67,10 @@ def taught_loss(outputs: Outputs, projection: Tensor, advice: Outputs, batch: Ba
     return section.soft_label_weight * soft + section.feature_weight * distance + section.soft_mask_weight * masks
 
 
-def soft_label_loss(logits: Tensor, advice: Tensor, counts: Tensor) -> Tensor:
-    """Cross-entropy to the teacher's probability over the samples where its opinion counts."""
-    if not bool(counts.any()):
-        return logits.sum() * 0.0
-    target = torch.sigmoid(advice.float()[counts])
-    return functional.binary_cross_entropy_with_logits(logits.float()[counts], target)
+def soft_label_loss(logits: Tensor, advice: Tensor) -> Tensor:
+    """Cross-entropy to the teacher's probability.
+
+    Every picture counts, also where the teacher's word is no diagnosis (its adult score of a child): the student
+    imitates a function, and the more of it is shown, the less it learns the noise of few labels by heart.
+    """
+    return functional.binary_cross_entropy_with_logits(logits.float(), torch.sigmoid(advice.float()))

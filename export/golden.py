@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from appliance.domain.manifest import InputSpec
 from export.artefacts import write_json
 from export.phantoms import phantom
-from export.runner import runner_of
+from export.runner import Runner
 from export.student import ARCHITECTURES, MultiTaskNet
 
 CASES, ARRAYS = "cases.json", "cases.safetensors"
@@ -40,7 +40,7 @@ def make_golden(
     inputs = np.stack([phantom(spec, seed) for seed in SEEDS])[:, None]
     arrays: dict[str, NDArray[np.generic]] = {"inputs": inputs}
     for precision, encoder in encoders.items():
-        results = runner_of(graphs, encoder, tasks).run(inputs, tasks)
+        results = Runner(graphs, encoder, tasks).run(inputs)
         for task, outputs in results.items():
             for name, values in outputs.items():
                 arrays[f"{precision}/{task}/{name}"] = stored(name, values)

@@ -38,13 +38,12 @@ class ImageSet:
 
 
 def prepare(recipe: Recipe, data: Path, out: Path) -> None:
-    """The data step: labels and images of `<data>/cxr` (or `<data>`) into arrays.
+    """The data step: labels and images of a folder that holds `labels.csv` into arrays.
 
     Raises:
         InputError: More images than the recipe bounds can't be read; the others are listed in `unreadable.json`.
     """
-    root = data / "cxr" if (data / "cxr").is_dir() else data
-    samples = samples_from_csv(root / "labels.csv", recipe.data, recipe.pack.seed)
+    samples = samples_from_csv(data / "labels.csv", recipe.data, recipe.pack.seed)
     images = np.lib.format.open_memmap(
         out / "images.npy", mode="w+", dtype=np.uint8, shape=(len(samples), recipe.input.rows, recipe.input.columns)
     )
@@ -54,8 +53,8 @@ def prepare(recipe: Recipe, data: Path, out: Path) -> None:
     unreadable: list[dict[str, str]] = []
     for sample in samples:
         try:
-            images[len(kept)] = input_from_file(root / sample.file, recipe.input)
-            mask = mask_from_file(root / sample.mask, recipe.data.mask_side) if sample.mask else None
+            images[len(kept)] = input_from_file(data / sample.file, recipe.input)
+            mask = mask_from_file(data / sample.mask, recipe.data.mask_side) if sample.mask else None
         except (OSError, InputError) as error:
             unreadable.append({"file": sample.file, "reason": str(error)})
             continue

@@ -19,11 +19,14 @@ from export.images import ImageSet
 from export.recipe import StudentSection, TeacherSection
 from export.student import MultiTaskNet, Outputs
 
-BATCH_SHARES = {"nih": 0.5, "kermany": 0.375}
-"""Shares of a batch by data set; what is left comes from the others, which carry masks or the teacher's labels only."""
+OTHERS_SHARE = 0.125
+"""Share of a batch from data sets without triage labels, which carry masks or the teacher's opinion only."""
 WARM_UP_SHARE = 0.05
 CHECKPOINT_EVERY = 100
 PREFETCHED_BATCHES = 4
+LONGEST_GRADIENT = 5.0
+FINISHING_NIH_SHARE = 0.125
+"""The lung decoder learns from drawn masks, which the NIH images do not have."""
 _NO_LABEL = -1.0
 
 
@@ -36,7 +39,6 @@ class Batch:
         adult, paediatric: float [N, 1] of 0 and 1, -1 where the sample has no such label.
         lungs: float [N, 1, side, side] of 0 and 1.
         has_mask: bool [N].
-        soft_adult, soft_paediatric: bool [N], whether the teacher's opinion counts for that task.
     """
 
     image: Tensor
@@ -44,17 +46,15 @@ class Batch:
     paediatric: Tensor
     lungs: Tensor
     has_mask: Tensor
-    soft_adult: Tensor
-    soft_paediatric: Tensor
 
 
-def batches(data: ImageSet, spec: InputSpec, size: int, seed: int, first: int, last: int) -> Iterator[Batch]:
-    """Augmented training batches `first` to `last`; each depends on seed and number alone, so a run can resume."""
+def batches(run: "Training", phase: "Phase", seed: int, first: int) -> Iterator[Batch]:
+    """Augmented batches of a phase from number `first` on; each depends on seed and number alone, so runs resume."""
     ready: queue.Queue[Batch | None] = queue.Queue(PREFETCHED_BATCHES)
 
     def fill() -> None:
-        for number in range(first, last):
-            ready.put(_batch(data, spec, size, np.random.default_rng((seed, number))))
+        for number in range(first, phase.steps):
+            ready.put(_batch(run, phase, np.random.default_rng((seed, number))))
         ready.put(None)
 
     threading.Thread(target=fill, daemon=True).start()
@@ -95,6 +95,21 @@ def upsampled(logits: Tensor, side: int) -> Tensor:
     return functional.interpolate(logits.float(), size=(side, side), mode="bilinear", align_corners=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of training: steps, strength of augmentation, factor on the rates, share of NIH images in a batch.
+
+    With `decoder_only` nothing but the lung decoder learns, on an encoder that stands still.
+    """
+
+    name: str
+    steps: int
+    strength: float
+    rate: float
+    nih_share: float
+    decoder_only: bool = False
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Training:
     """What a run needs beside the net: data, numbers, where to keep checkpoints, how to tell of progress."""
@@ -107,59 +122,96 @@ class Training:
     say: Callable[[str], None]
 
 
+def phases_of(section: TeacherSection | StudentSection) -> tuple[Phase, ...]:
+    """The phases that a recipe's section names."""
+    return (
+        Phase("learn", section.steps, 1.0, 1.0, section.nih_share),
+        Phase(
+            "settle",
+            section.settling_steps,
+            section.settling_strength,
+            section.settling_rate,
+            section.settling_nih_share,
+        ),
+        Phase(
+            "finish", section.finishing_steps, section.settling_strength, 1.0, FINISHING_NIH_SHARE, decoder_only=True
+        ),
+    )
+
+
 def train(net: nn.Module, core: MultiTaskNet, run: Training, loss_of: Callable[[Batch], Tensor]) -> dict[str, Tensor]:
-    """Train `net` (which holds `core`) and return the averaged (EMA) state of `core`; resumes from its checkpoint."""
-    section = run.section
+    """Train `net` (which holds `core`) in its phases and return the averaged (EMA) state of `core`.
+
+    Each phase starts from the averaged weights of the one before; a killed run resumes from its checkpoint.
+    """
     net.to(memory_format=torch.channels_last)
-    optimiser = _optimiser(net, core, section)
-    rates = [group["lr"] for group in optimiser.param_groups]
+    for number, phase in enumerate(phases_of(run.section)):
+        finished = run.folder / f"{phase.name}.pt"
+        if finished.is_file():
+            net.load_state_dict(torch.load(finished, map_location="cpu", weights_only=True))
+            continue
+        core.load_state_dict(_train_phase(net, core, run, phase, loss_of, run.seed + 1000 * number))
+        torch.save(net.state_dict(), finished.with_suffix(".partial"))
+        finished.with_suffix(".partial").replace(finished)
+        (run.folder / "checkpoint.pt").unlink(missing_ok=True)
+    for phase in phases_of(run.section):
+        (run.folder / f"{phase.name}.pt").unlink()
+    return {name: value.contiguous() for name, value in core.state_dict().items()}
+
+
+def _train_phase(
+    net: nn.Module, core: MultiTaskNet, run: Training, phase: Phase, loss_of: Callable[[Batch], Tensor], seed: int
+) -> dict[str, Tensor]:
+    section = run.section
+    optimiser = _optimiser(net, core, section, phase)
+    rates = [group["lr"] * phase.rate for group in optimiser.param_groups]
     average = {name: value.detach().clone().float() for name, value in core.state_dict().items()}
     checkpoint = run.folder / "checkpoint.pt"
     start = _resume(checkpoint, net, optimiser, average)
     recent: list[float] = []
-    for step, batch in enumerate(
-        batches(run.data, run.spec, section.batch, run.seed, start, section.steps), start=start
-    ):
+    for step, batch in enumerate(batches(run, phase, seed, start), start=start):
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * _schedule(step, section.steps)
-        _training_mode(net, core, section.frozen_blocks)
+            group["lr"] = rate * _schedule(step, phase.steps)
+        _training_mode(net, core, section.frozen_blocks, phase)
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(batch)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        nn.utils.clip_grad_norm_(net.parameters(), LONGEST_GRADIENT)
         optimiser.step()
         _follow(average, core, min(section.ema_decay, (1 + step) / (10 + step)))
         recent.append(float(loss.detach()))
         if (step + 1) % CHECKPOINT_EVERY == 0:
-            run.say(f"step {step + 1}/{section.steps} loss {np.mean(recent):.4f}")
+            run.say(f"{phase.name}: step {step + 1}/{phase.steps}, loss {np.mean(recent):.4f}")
             recent.clear()
             _save(checkpoint, step + 1, net, optimiser, average)
-    checkpoint.unlink(missing_ok=True)
     kinds = {name: value.dtype for name, value in core.state_dict().items()}
-    return {name: value.to(kinds[name]).contiguous() for name, value in average.items()}
+    return {name: value.to(kinds[name]) for name, value in average.items()}
 
 
-def _optimiser(net: nn.Module, core: MultiTaskNet, section: TeacherSection | StudentSection) -> torch.optim.AdamW:
+def _optimiser(
+    net: nn.Module, core: MultiTaskNet, section: TeacherSection | StudentSection, phase: Phase
+) -> torch.optim.AdamW:
+    net.requires_grad_(requires_grad=not phase.decoder_only)
+    core.lungs.requires_grad_(requires_grad=True)
     for module in _frozen(core, section.frozen_blocks):
         module.requires_grad_(requires_grad=False)
     backbone = {id(p) for p in core.encoder.parameters()}
     trained = [p for p in net.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in trained if id(p) in backbone], "lr": section.backbone_rate},
-            {"params": [p for p in trained if id(p) not in backbone], "lr": section.head_rate},
-        ],
-        weight_decay=section.weight_decay,
-    )
+    groups = [
+        {"params": [p for p in trained if id(p) in backbone], "lr": section.backbone_rate},
+        {"params": [p for p in trained if id(p) not in backbone], "lr": section.head_rate},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=section.weight_decay)
 
 
 def _frozen(core: MultiTaskNet, blocks: int) -> list[nn.Module]:
     return [core.encoder.stem, core.encoder.stem_norm, *core.encoder.blocks[:blocks]] if blocks else []
 
 
-def _training_mode(net: nn.Module, core: MultiTaskNet, blocks: int) -> None:
-    net.train()
+def _training_mode(net: nn.Module, core: MultiTaskNet, blocks: int, phase: Phase) -> None:
+    net.train(mode=not phase.decoder_only)
+    core.lungs.train()
     for module in _frozen(core, blocks):
         module.eval()
 
@@ -194,14 +246,16 @@ def _resume(path: Path, net: nn.Module, optimiser: torch.optim.Optimizer, averag
     return int(state["step"])
 
 
-def _batch(data: ImageSet, spec: InputSpec, size: int, rng: np.random.Generator) -> Batch:
-    chosen = _balanced(data, size, rng)
+def _batch(run: Training, phase: Phase, rng: np.random.Generator) -> Batch:
+    data, size = run.data, run.section.batch
+    chosen = _balanced(data, size, phase.nih_share, rng)
     images: list[NDArray[np.uint8]] = []
     side = data.masks.shape[-1]
     lungs = np.zeros((size, 1, side, side), np.float32)
     for position, index in enumerate(chosen):
         row = data.mask_of[index]
-        image, mask = augmented(data.images[index], data.masks[row] if row >= 0 else None, spec, rng)
+        drawn = data.masks[row] if row >= 0 else None
+        image, mask = augmented(data.images[index], drawn, run.spec, rng, phase.strength)
         images.append(image)
         if mask is not None:
             lungs[position, 0] = mask
@@ -212,8 +266,6 @@ def _batch(data: ImageSet, spec: InputSpec, size: int, rng: np.random.Generator)
         paediatric=_labels([sample.paediatric for sample in samples]),
         lungs=torch.from_numpy(lungs),
         has_mask=torch.tensor([data.mask_of[index] >= 0 for index in chosen]),
-        soft_adult=torch.tensor([sample.dataset != "kermany" for sample in samples]),
-        soft_paediatric=torch.tensor([sample.dataset == "kermany" for sample in samples]),
     )
 
 
@@ -221,18 +273,16 @@ def _labels(values: list[int | None]) -> Tensor:
     return torch.tensor([[_NO_LABEL if value is None else float(value)] for value in values])
 
 
-def _balanced(data: ImageSet, size: int, rng: np.random.Generator) -> list[int]:
+def _balanced(data: ImageSet, size: int, nih_share: float, rng: np.random.Generator) -> list[int]:
     pools: dict[tuple[str, int | None], list[int]] = {}
     for index in data.select(split="train"):
         sample = data.samples[index]
-        name = sample.dataset if sample.dataset in BATCH_SHARES else "others"
+        name = sample.dataset if sample.dataset in ("nih", "kermany") else "others"
         label = sample.adult if name == "nih" else sample.paediatric
         pools.setdefault((name, label), []).append(index)
-    counts = {name: round(share * size) for name, share in BATCH_SHARES.items()}
-    wanted = [(name, number % 2) for name, count in counts.items() for number in range(count)]
-    if ("others", None) in pools:
-        wanted += [("others", None)] * (size - len(wanted))
-    chosen = [int(rng.choice(pools[key])) for key in wanted]
-    while len(chosen) < size:
-        chosen.append(int(rng.choice(pools["nih", len(chosen) % 2])))
-    return chosen
+    nih = round(nih_share * size)
+    others = round(OTHERS_SHARE * size) if ("others", None) in pools else 0
+    wanted: list[tuple[str, int | None]] = [("nih", number % 2) for number in range(nih)]
+    wanted += [("kermany", number % 2) for number in range(size - nih - others)]
+    wanted += [("others", None)] * others
+    return [int(rng.choice(pools[key])) for key in wanted]

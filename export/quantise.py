@@ -65,7 +65,7 @@ def quantise(graphs: Path, images: Iterable[NDArray[np.uint8]], fp32_convolution
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=excluded,
                 calibrate_method=CalibrationMethod.MinMax,
-                extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+                extra_options={"ActivationSymmetric": False, "WeightSymmetric": True, "CalibMovingAverage": True},
             )
             quantised = onnx.load(target)
     finally:

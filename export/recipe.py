@@ -12,13 +12,18 @@ from appliance.domain.manifest import InputSpec
 
 @dataclass(frozen=True, slots=True)
 class PackSection:
-    """Who the pack is; `seed` fixes every random choice of the export."""
+    """Who the pack is; `seed` fixes every random choice of the export.
+
+    `claim` is what the pack says of itself when its gate passes: `validated` asks for every accuracy rule, `untrained`
+    and `research-only` for whole graphs only, and need `--allow-unvalidated` on the appliance.
+    """
 
     name: str
     title: str
     release: int
     version: str
     licence: str
+    claim: str
     seed: int
 
 
@@ -34,7 +39,12 @@ class DataSection:
 
 @dataclass(frozen=True, slots=True)
 class TeacherSection:
-    """How the teacher is trained; rates are AdamW learning rates, `frozen_blocks` counts from the stem."""
+    """How the teacher is trained; rates are AdamW learning rates, `frozen_blocks` counts from the stem.
+
+    After `steps` with full augmentation come `settling_steps` from the averaged weights with augmentation of
+    `settling_strength`, at rates times `settling_rate`; last come `finishing_steps` of the lung decoder alone, on an
+    encoder that stands still. `nih_share` and `settling_nih_share` are shares of a batch.
+    """
 
     architecture: str
     steps: int
@@ -44,6 +54,12 @@ class TeacherSection:
     weight_decay: float
     frozen_blocks: int
     ema_decay: float
+    nih_share: float
+    settling_steps: int
+    settling_strength: float
+    settling_rate: float
+    settling_nih_share: float
+    finishing_steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +74,12 @@ class StudentSection:
     weight_decay: float
     frozen_blocks: int
     ema_decay: float
+    nih_share: float
+    settling_steps: int
+    settling_strength: float
+    settling_rate: float
+    settling_nih_share: float
+    finishing_steps: int
     soft_label_weight: float
     feature_weight: float
     soft_mask_weight: float
@@ -72,6 +94,47 @@ class GuardSection:
 
 
 @dataclass(frozen=True, slots=True)
+class QuantiseSection:
+    """How the encoder becomes INT8: how many training images calibrate it, how many convolutions stay FP32."""
+
+    calibration_images: int
+    fp32_convolutions: int
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingSection:
+    """What thresholds are chosen for, on the `tune` patients."""
+
+    adult_sensitivity: float
+    paediatric_sensitivity: float
+    guard_pass_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class GateSection:
+    """Bounds on the validation patients; a pack that claims to be validated must keep all of them."""
+
+    adult_auc_min: float
+    adult_auc_low_min: float
+    paediatric_auc_min: float
+    dice_min: float
+    share_of_teacher_min: float
+    guard_pass_min: float
+    guard_refusal_min: float
+    int8_auc_loss_max: float
+    int8_dice_loss_max: float
+    int8_speed_min: float
+    beyond_trivial_min: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenanceSection:
+    """What a reader of the card must know of how the shipped weights were made, beyond the recipe's numbers."""
+
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """Everything that decides what a pack becomes."""
 
@@ -81,6 +144,10 @@ class Recipe:
     teacher: TeacherSection
     student: StudentSection
     guard: GuardSection
+    quantise: QuantiseSection
+    operating: OperatingSection
+    gate: GateSection
+    provenance: ProvenanceSection
 
 
 def recipe_from_toml(path: Path) -> Recipe:

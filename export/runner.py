@@ -1,76 +1,68 @@
-"""Runs a pack's graphs as the appliance does: encoder once, then any head on its outputs."""
+"""Runs graphs laid out as a pack, on the appliance's own engine: what is measured here is what runs there."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-Arrays = dict[str, NDArray[np.float32]]
+from appliance.inference.engine import Engine
+from appliance.inference.onnxruntime_cpu import OnnxRuntimeCpu
+
+Grey = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Outputs = dict[str, dict[str, Floats]]
+"""Task to output name to values [N, …]."""
 BATCH = 16
 
 
-class Graph:
-    """One ONNX file on the CPU.
+class Runner:
+    """An encoder with its heads on the CPU.
 
     Args:
-        path: The file.
+        folder: Graphs laid out as in a pack.
+        encoder: The encoder's file in it.
+        tasks: The heads to load.
         threads: Threads within an operator; 1 for timings that compare.
     """
 
-    def __init__(self, path: Path, threads: int = 2) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.inputs: tuple[str, ...] = tuple(each.name for each in self._session.get_inputs())
-        self.outputs: tuple[str, ...] = tuple(each.name for each in self._session.get_outputs())
+    def __init__(self, folder: Path, encoder: str, tasks: Iterable[str], threads: int = 2) -> None:
+        runtime = OnnxRuntimeCpu(threads)
+        self.encoder = _loaded(runtime, folder / encoder)
+        self._heads = {task: _loaded(runtime, folder / "tasks" / task / "head.onnx") for task in tasks}
 
-    def run(self, tensors: dict[str, NDArray[np.generic]]) -> Arrays:
-        """Run the graph on the tensors that it reads; others are ignored."""
-        results = self._session.run(None, {name: tensors[name] for name in self.inputs})
-        return dict(zip(self.outputs, results, strict=True))
+    def features(self, images: Grey) -> Mapping[str, NDArray[np.generic]]:
+        """The encoder's outputs by name, of images uint8 [N, 1, rows, columns]."""
+        return self.encoder.run({self.encoder.inputs[0].name: images})
 
-
-class Runner:
-    """An encoder with its heads.
-
-    Args:
-        encoder: The encoder's file.
-        heads: Task name to the head's file.
-        threads: As for `Graph`.
-    """
-
-    def __init__(self, encoder: Path, heads: dict[str, Path], threads: int = 2) -> None:
-        self.encoder = Graph(encoder, threads)
-        self._heads = {task: Graph(path, threads) for task, path in heads.items()}
-
-    def run(self, images: NDArray[np.uint8], tasks: Sequence[str]) -> dict[str, Arrays]:
-        """Run tasks on images, uint8 [N, 1, rows, columns]; returns each task's outputs by name."""
-        features = self.encoder.run({self.encoder.inputs[0]: images})
-        return {task: self._heads[task].run(features) for task in tasks}  # type: ignore[arg-type]
-
-    def run_all(self, images: Iterable[NDArray[np.uint8]], tasks: Sequence[str]) -> dict[str, Arrays]:
-        """Run tasks on any number of images, uint8 [rows, columns] each, in batches; outputs are concatenated."""
-        parts = [self.run(batch, tasks) for batch in _batches(images)]
+    def run(self, images: Grey) -> Outputs:
+        """All heads on images, uint8 [N, 1, rows, columns]."""
+        features = self.features(images)
         return {
-            task: {name: np.concatenate([part[task][name] for part in parts]) for name in parts[0][task]}
-            for task in tasks
+            task: {
+                name: np.asarray(values, np.float32)
+                for name, values in head.run({spec.name: features[spec.name] for spec in head.inputs}).items()
+            }
+            for task, head in self._heads.items()
         }
 
+    def each(self, images: Iterable[Grey]) -> Iterator[Outputs]:
+        """All heads on images, uint8 [rows, columns] each; one batch's outputs at a time."""
+        for batch in batched(images, BATCH):
+            yield self.run(np.stack(batch)[:, None])
 
-def runner_of(folder: Path, encoder: str, tasks: Iterable[str], threads: int = 2) -> Runner:
-    """The runner of graphs laid out as in a pack."""
-    return Runner(folder / encoder, {task: folder / "tasks" / task / "head.onnx" for task in tasks}, threads)
 
-
-def _batches(images: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-    pending: list[NDArray[np.uint8]] = []
+def batched(images: Iterable[Grey], size: int) -> Iterator[Sequence[Grey]]:
+    """Lists of at most `size` images."""
+    pending: list[Grey] = []
     for image in images:
         pending.append(image)
-        if len(pending) == BATCH:
-            yield np.stack(pending)[:, None]
+        if len(pending) == size:
+            yield pending
             pending = []
     if pending:
-        yield np.stack(pending)[:, None]
+        yield pending
+
+
+def _loaded(runtime: OnnxRuntimeCpu, path: Path) -> Engine:
+    return runtime.load(path.read_bytes(), title=path.name, precision="")

@@ -1,0 +1,196 @@
+"""The command `insite-export`: run a recipe into a signed pack, or make keys; the steps in their order."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from appliance.domain.errors import InputError, InsiteError
+from appliance.packs.signing import PRIVATE_KEY, generate_keys
+from export.artefacts import digest_of_values, file_sha256, run_step
+from export.calibrate import calibrate
+from export.distil import WEIGHTS as STUDENT
+from export.distil import distil
+from export.golden import make_golden
+from export.images import image_set, prepare
+from export.negatives import gather
+from export.pack import pack
+from export.quantise import quantise
+from export.recipe import as_json, recipe_from_toml
+from export.tasks import task_texts
+from export.teachers import WEIGHTS as TEACHER
+from export.teachers import teach
+from export.to_onnx import to_onnx
+from export.verify import ENCODERS, Inputs, verify
+
+INPUT_ERROR = 2
+STEP_VERSIONS = {
+    "data": 1,
+    "negatives": 1,
+    "teachers": 1,
+    "distil": 1,
+    "calibrate": 1,
+    "to_onnx": 1,
+    "quantise": 1,
+    "golden": 1,
+    "verify": 1,
+}
+"""Raise one when its step's code makes something else of the same inputs."""
+
+
+class Line:
+    """The line of steps of one recipe on one data folder: each done when its inputs changed, else skipped.
+
+    Args:
+        recipe_file: The recipe.
+        data: Folder with `cxr` (or its content) and, beside it, `dicom`.
+        out: Folder of all artefacts; the pack ends in `<out>/<name>`.
+        say: Told about progress.
+    """
+
+    def __init__(self, recipe_file: Path, data: Path, out: Path, say: Callable[[str], None]) -> None:
+        self.recipe_file = recipe_file
+        self.recipe = recipe_from_toml(recipe_file)
+        self.radiographs = data / "cxr" if (data / "cxr").is_dir() else data
+        self.root = out / f"{self.recipe.pack.name}.steps"
+        self.pack = out / self.recipe.pack.name
+        self.say = say
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def run(self, private_key: Path) -> str:
+        """Run every step and return the pack's digest.
+
+        Raises:
+            InsiteError: Bad data, or a gate that refuses; what is finished stays, and is not done again.
+        """
+        recipe, values = self.recipe, as_json(self.recipe)
+        seed = recipe.pack.seed
+        labels = self.radiographs / "labels.csv"
+        if not labels.is_file():
+            raise InputError(f"There is no {labels}.", "Give the folder that holds labels.csv, or its parent.")
+        data = self._step(
+            "data",
+            (values["data"], values["input"], seed, file_sha256(labels)),
+            lambda out: prepare(recipe, self.radiographs, out),
+        )
+        negatives = self._step(
+            "negatives",
+            (data, values["guard"], self._index_digest()),
+            lambda out: gather(recipe, self.radiographs.parent, self._of("data"), out),
+        )
+        teacher = self._step(
+            "teachers",
+            (data, values["teacher"], seed),
+            lambda out: teach(recipe, self._of("data"), out, self.say),
+        )
+        student = self._step(
+            "distil",
+            (teacher, values["student"], seed),
+            lambda out: distil(recipe, self._of("data"), self._of("teachers") / TEACHER, out, self.say),
+        )
+        calibrated = self._step("calibrate", (student, negatives), self._calibrate)
+        graphs = self._step("to_onnx", (calibrated, recipe.data.mask_side), self._to_onnx)
+        quantised = self._step("quantise", (graphs, data, values["quantise"]), self._quantise)
+        golden = self._step("golden", (quantised, teacher), self._golden)
+        sections = ("pack", "operating", "gate")
+        self._step("verify", (quantised, golden, teacher, *(values[name] for name in sections)), self._verify)
+        self.say("pack")
+        manifest = pack(
+            recipe,
+            self.recipe_file,
+            self._of("quantise"),
+            self._of("golden"),
+            self._of("verify"),
+            private_key,
+            self.pack,
+        )
+        return manifest.digest
+
+    def _step(self, name: str, inputs: tuple[object, ...], work: Callable[[Path], None]) -> str:
+        self.say(name)
+        return run_step(self.root, name, digest_of_values(name, STEP_VERSIONS[name], inputs), work)
+
+    def _of(self, step: str) -> Path:
+        return self.root / step
+
+    def _index_digest(self) -> str:
+        index = self.radiographs.parent / "dicom" / "index.csv"
+        return file_sha256(index) if index.is_file() else ""
+
+    def _calibrate(self, out: Path) -> None:
+        student = self._of("distil") / STUDENT
+        calibrate(self.recipe, self._of("data"), self._of("negatives"), student, out, self.say)
+
+    def _to_onnx(self, out: Path) -> None:
+        recipe = self.recipe
+        student, calibrated = self._of("distil") / STUDENT, self._of("calibrate")
+        to_onnx(recipe.student.architecture, recipe.input, recipe.data.mask_side, student, calibrated, out)
+
+    def _quantise(self, out: Path) -> None:
+        section = self.recipe.quantise
+        data = image_set(self._of("data"))
+        train = data.select(split="train")
+        chosen = train[:: max(1, len(train) // section.calibration_images)][: section.calibration_images]
+        quantise(self._of("to_onnx"), (data.images[i] for i in chosen), section.fp32_convolutions, out)
+
+    def _golden(self, out: Path) -> None:
+        teacher = (self.recipe.teacher.architecture, self._of("teachers") / TEACHER)
+        tasks = [task.name for task in task_texts()]
+        make_golden(self.recipe.input, ENCODERS, tasks, self._of("quantise"), teacher, out)
+
+    def _verify(self, out: Path) -> None:
+        inputs = Inputs(
+            self.radiographs,
+            self._of("data"),
+            self._of("negatives"),
+            self._of("teachers") / TEACHER,
+            self._of("quantise"),
+        )
+        verify(self.recipe, inputs, out, self.say)
+
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Foundation models in, one small signed pack out.")
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="The pack's recipe.toml.")],
+    data: Annotated[Path, typer.Option(help="Folder with the data sets.")],
+    out: Annotated[Path, typer.Option(help="Folder for artefacts and the pack.")],
+    key: Annotated[Path | None, typer.Option(help="Private key that signs; made in OUT/keys when absent.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of the training.")] = 2,
+) -> None:
+    """Train, distil, quantise, verify, pack and sign; finished steps are not done again."""
+    torch.set_num_threads(threads)
+    console = Console(stderr=True)
+    try:
+        line = Line(recipe, data, out, lambda text: console.print(text, highlight=False))
+        digest = line.run(key or _own_key(out / "keys"))
+    except InsiteError as error:
+        console.print(f"insite-export: {error}", highlight=False, markup=False)
+        raise typer.Exit(INPUT_ERROR) from error
+    typer.echo(f"{line.pack} {digest}")
+
+
+@app.command()
+def keygen(out: Annotated[Path, typer.Option(help="Folder for the new key pair.")]) -> None:
+    """Make a key pair that signs packs; keep the private half offline."""
+    try:
+        pair = generate_keys(out)
+    except InsiteError as error:
+        typer.echo(f"insite-export: {error}", err=True)
+        raise typer.Exit(INPUT_ERROR) from error
+    typer.echo(f"Keep secret: {pair.private}\nTrust in settings: {pair.public}")
+
+
+def _own_key(folder: Path) -> Path:
+    present = folder / PRIVATE_KEY
+    return present if present.is_file() else generate_keys(folder).private
+
+
+def main() -> None:
+    """Entry point of `insite-export`."""
+    app()

@@ -1,0 +1,88 @@
+"""What a model says of the tuning and validation images: scores, guard outputs and Dice, one row each."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.images import ImageSet
+from export.metrics import Floats, dice
+from export.runner import BATCH, Grey, Outputs, batched
+from export.student import MultiTaskNet
+from export.tasks import ADULT, GUARD, LUNGS, PAEDIATRIC
+
+MASK_THRESHOLD = 0.5
+Say = Callable[[Iterable[Grey]], Iterable[Outputs]]
+"""Images, uint8 [rows, columns] each, to the outputs of one batch after the other."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Predictions:
+    """One row an image of `indices`.
+
+    Attributes:
+        indices: Rows of the image set.
+        adult, paediatric: Scores [n].
+        guard_score, guard_distance: [n]; NaN for a model without a guard.
+        dice: [n]; NaN where no mask was drawn.
+    """
+
+    indices: NDArray[np.int64]
+    adult: Floats
+    paediatric: Floats
+    guard_score: Floats
+    guard_distance: Floats
+    dice: Floats
+
+
+def predict(say: Say, data: ImageSet, indices: Sequence[int]) -> Predictions:
+    """Run a model over the images of a set."""
+    scores: dict[str, list[Floats]] = {ADULT: [], PAEDIATRIC: [], "score": [], "distance": []}
+    overlaps: list[float] = []
+    for outputs in say(data.images[index] for index in indices):
+        for task in (ADULT, PAEDIATRIC):
+            scores[task].append(outputs[task]["score"][:, 0].astype(np.float64))
+        for name in ("score", "distance"):
+            values = outputs[GUARD][name][:, 0] if GUARD in outputs else np.full(len(outputs[ADULT]["score"]), np.nan)
+            scores[name].append(values.astype(np.float64))
+        for mask in outputs[LUNGS]["mask"]:
+            row = data.mask_of[indices[len(overlaps)]]
+            drawn = data.masks[row] > 0 if row >= 0 else None
+            overlaps.append(float("nan") if drawn is None else dice(mask[0] >= MASK_THRESHOLD, drawn))
+    return Predictions(
+        np.array(indices, np.int64),
+        np.concatenate(scores[ADULT]),
+        np.concatenate(scores[PAEDIATRIC]),
+        np.concatenate(scores["score"]),
+        np.concatenate(scores["distance"]),
+        np.array(overlaps, np.float64),
+    )
+
+
+def guard_outputs(say: Say, images: Iterable[Grey]) -> tuple[Floats, Floats]:
+    """Guard scores and distances [n] of any pictures."""
+    parts = [outputs[GUARD] for outputs in say(images)]
+    return (
+        np.concatenate([part["score"][:, 0] for part in parts]).astype(np.float64),
+        np.concatenate([part["distance"][:, 0] for part in parts]).astype(np.float64),
+    )
+
+
+def teacher_says(net: MultiTaskNet, mask_side: int) -> Say:
+    """A net in torch as something that can be asked like a runner; it has no guard."""
+
+    def say(images: Iterable[Grey]) -> Iterable[Outputs]:
+        for batch in batched(images, BATCH):
+            with torch.no_grad():
+                outputs = net(torch.from_numpy(np.stack(batch)[:, None]))
+                size = (mask_side, mask_side)
+                mask = torch.nn.functional.interpolate(outputs.lungs, size=size, mode="bilinear", align_corners=False)
+            yield {
+                ADULT: {"score": torch.sigmoid(outputs.adult).numpy()},
+                PAEDIATRIC: {"score": torch.sigmoid(outputs.paediatric).numpy()},
+                LUNGS: {"mask": torch.sigmoid(mask).numpy()},
+            }
+
+    return say

@@ -1,0 +1,104 @@
+"""The shortcut audit: how far a classifier gets on numbers that should not matter, to hold a model's figure against."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from export.augment import stretched_intensities
+from export.metrics import Floats, auc
+from appliance.domain.manifest import InputSpec
+
+FEATURES = (
+    "file size", "width", "height", "mean", "spread", "border brightness", "corner brightness",
+    "dark share", "bright share", "high-frequency energy",
+)  # fmt: skip
+DARK, BRIGHT = 8, 247
+
+
+def trivial_features(path: Path) -> list[float]:
+    """The numbers named in `FEATURES`, of one image file as it was delivered."""
+    with Image.open(path) as picture:
+        grey = np.asarray(picture.convert("L"), np.float32)
+    rows, columns = grey.shape
+    edge, corner = max(1, min(rows, columns) // 32), max(1, min(rows, columns) // 12)
+    border = np.concatenate(
+        [grey[:edge].ravel(), grey[-edge:].ravel(), grey[:, :edge].ravel(), grey[:, -edge:].ravel()]
+    )
+    corners = [grey[:corner, :corner], grey[:corner, -corner:], grey[-corner:, :corner], grey[-corner:, -corner:]]
+    detail = np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean()
+    return [
+        float(path.stat().st_size), float(columns), float(rows), float(grey.mean()), float(grey.std()),
+        float(border.mean()), float(np.mean([c.mean() for c in corners])),
+        float((grey < DARK).mean()), float((grey > BRIGHT).mean()), float(detail),
+    ]  # fmt: skip
+
+
+def trivial_scores(train: Floats, labels: Floats, test: Floats, test_labels: Floats, seed: int) -> Floats:
+    """Scores [n] of the better of two trivial classifiers on the test rows: the audit takes the shortcut's side."""
+    models = (
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+        RandomForestClassifier(300, min_samples_leaf=3, random_state=seed),
+    )
+    scores = [model.fit(train, labels).predict_proba(test)[:, 1] for model in models]
+    best: Floats = max(scores, key=lambda each: auc(each, test_labels))
+    return best
+
+
+def matched_auc(scores: Floats, labels: Floats, trivial: Floats, strata: int = 3) -> float:
+    """The mean AUC within strata of the trivial score, weighted by the number of pairs that each compares."""
+    order = np.argsort(np.argsort(trivial, kind="stable"), kind="stable") * strata // len(trivial)
+    total, weight = 0.0, 0
+    for number in range(strata):
+        inside = order == number
+        pairs = int(labels[inside].sum() * (1 - labels[inside]).sum())
+        if pairs:
+            total += pairs * auc(scores[inside], labels[inside])
+            weight += pairs
+    return total / weight if weight else float("nan")
+
+
+Disturbance = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+
+def disturbances(spec: InputSpec, seed: int) -> dict[str, Disturbance]:
+    """Changes that a good model shrugs off: each takes and gives uint8 [rows, columns]."""
+    rng = np.random.default_rng(seed)
+
+    def cropped(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        margin = image.shape[0] // 16
+        inner = Image.fromarray(np.ascontiguousarray(image[margin:-margin, margin:-margin]))
+        return np.asarray(inner.resize(image.shape[::-1], Image.Resampling.BILINEAR))
+
+    def brightened(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.rint(255 * (image / 255.0) ** 0.7).astype(np.uint8)
+
+    def noisy(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
+
+    def recompressed(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        stream = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(image)).save(stream, "JPEG", quality=50)
+        return np.asarray(Image.open(stream))
+
+    changes: dict[str, Disturbance] = {
+        "cropped by 6 % a side": cropped, "gamma 0.7": brightened, "noise of 8 grey levels": noisy,
+        "JPEG quality 50": recompressed,
+    }  # fmt: skip
+
+    def restretched(change: Disturbance) -> Disturbance:
+        return lambda image: stretched_intensities(change(image), spec)
+
+    return {name: restretched(change) for name, change in changes.items()}
+
+
+def feature_rows(root: Path, files: Sequence[str]) -> Floats:
+    """`trivial_features` of many files: float [n, features]."""
+    return np.array([trivial_features(root / file) for file in files], np.float64)

@@ -1,0 +1,150 @@
+"""The gate report's tables: every figure with n and interval, overall and by subgroup."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from export.images import ImageSet
+from export.latency import Ratio
+from export.metrics import Floats, auc, bootstrap, expected_calibration_error, rate
+from export.operating import Labelled, guard_passes, labelled, rates_at
+from export.predictions import Predictions
+from export.recipe import Recipe
+from export.tasks import ADULT, PAEDIATRIC
+
+Table = dict[str, Any]
+AGE_BANDS = ((18.0, 40.0), (40.0, 60.0), (60.0, 200.0))
+WITHIN = {ADULT: "NIH, adults", PAEDIATRIC: "Kermany, children of 1 to 5 years"}
+SMALL = 10
+"""Fewer positives or negatives than this make no AUC worth printing."""
+
+
+def triage_table(task: str, cases: Labelled, threshold: float, seed: int) -> Table:
+    """AUC, sensitivity and specificity of one task overall and by sex, age and view."""
+    rows = [_triage_row("all", cases, threshold, seed)]
+    for name, chosen in _subgroups(cases).items():
+        rows.append(_triage_row(name, cases.select(chosen), threshold, seed))
+    error = expected_calibration_error(cases.scores, cases.labels)
+    return {
+        "title": f"{task}: within {WITHIN[task]}",
+        "columns": [
+            "group",
+            "images",
+            "patients",
+            "positive",
+            "AUC [95 %]",
+            "sensitivity [95 %]",
+            "specificity [95 %]",
+        ],
+        "rows": rows,
+        "note": f"Operating point {threshold:.3f}. Expected calibration error {error:.3f} (10 bins, all). AUC intervals "
+        "by 1,000 bootstrap samples of patients, rates by Wilson.",
+    }
+
+
+def lung_table(said: Predictions, data: ImageSet) -> Table:
+    """Dice by data set."""
+    rows = []
+    val = [row for row, index in enumerate(said.indices) if data.samples[index].split == "val"]
+    for name in ("all", *sorted({data.samples[said.indices[row]].dataset for row in val})):
+        chosen = [row for row in val if name in ("all", data.samples[said.indices[row]].dataset)]
+        drawn = [row for row in chosen if not np.isnan(said.dice[row])]
+        if drawn:
+            values = said.dice[drawn]
+            patients = [data.samples[said.indices[row]].patient for row in drawn]
+            interval = bootstrap(lambda a, _: float(a.mean()), values, values, patients, 0)
+            rows.append([name, len(drawn), str(interval), f"{np.percentile(values, 5):.3f}", f"{values.min():.3f}"])
+    return {
+        "title": "lungs: Dice against drawn masks",
+        "columns": ["data set", "images", "mean [95 %]", "5th percentile", "worst"],
+        "rows": rows,
+        "note": "No lungs were drawn for NIH images, so adults are hardly measured.",
+    }
+
+
+def comparison_table(said: Mapping[str, Predictions], data: ImageSet, recipe: Recipe) -> Table:
+    """Teacher, FP32 student and INT8 student on the same images."""
+    rows = []
+    for name, predictions in said.items():
+        row: list[Any] = [name]
+        for task in (ADULT, PAEDIATRIC):
+            cases = labelled(task, "val", predictions, data, recipe.data.adult_min_age_years)
+            row.append(str(bootstrap(auc, cases.scores, cases.labels, cases.patients, recipe.pack.seed)))
+            row.append(f"{expected_calibration_error(cases.scores, cases.labels):.3f}")
+        row.append(f"{mean_dice(predictions, data):.4f}")
+        rows.append(row)
+    return {
+        "title": "Teacher, student and quantised student",
+        "columns": ["model", "adult AUC", "adult ECE", "paediatric AUC", "paediatric ECE", "lung Dice"],
+        "rows": rows,
+        "note": "Same validation images. The teacher's scores are not temperature-scaled.",
+    }
+
+
+def mean_dice(said: Predictions, data: ImageSet) -> float:
+    """Mean Dice over the validation images with drawn lungs."""
+    val = [row for row, index in enumerate(said.indices) if data.samples[index].split == "val"]
+    return float(np.nanmean(said.dice[val]))
+
+
+def latency_table(ratios: Mapping[int, Ratio], sizes: Mapping[str, int]) -> Table:
+    """INT8 against FP32 in ONNX Runtime on the CPU that made the pack."""
+    rows = [
+        [batch, f"{r.median:.2f} [{r.low:.2f}, {r.high:.2f}]", f"{r.reference_ms:.1f}", f"{r.candidate_ms:.1f}"]
+        for batch, r in ratios.items()
+    ]
+    files = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items())
+    return {
+        "title": "Encoder latency: FP32 divided by INT8",
+        "columns": ["batch", "ratio [quartiles]", "FP32 ms", "INT8 ms"],
+        "rows": rows,
+        "note": f"ONNX Runtime CPU, one thread, interleaved runs, medians. Milliseconds are of one machine. {files}.",
+    }
+
+
+def guard_tables(
+    said: Predictions, data: ImageSet, wrong: tuple[Floats, Floats], kinds: Sequence[str], point: Mapping[str, Any]
+) -> list[Table]:
+    """How many radiographs pass, and how many wrong pictures are refused."""
+    limits = float(point["threshold"]), float(point["max_distance"])
+    val = [row for row, index in enumerate(said.indices) if data.samples[index].split == "val"]
+    passed = guard_passes(*limits, said.guard_score, said.guard_distance)
+    rows = []
+    for name in ("all", *sorted({data.samples[said.indices[row]].dataset for row in val})):
+        chosen = [row for row in val if name in ("all", data.samples[said.indices[row]].dataset)]
+        rows.append([name, len(chosen), str(rate(int(passed[chosen].sum()), len(chosen)))])
+    refused = ~guard_passes(*limits, *wrong)
+    wrong_rows = []
+    for kind in sorted(set(kinds)):
+        chosen = [i for i, each in enumerate(kinds) if each == kind]
+        wrong_rows.append([kind, len(chosen), str(rate(int(refused[chosen].sum()), len(chosen)))])
+    note = "Laterals, radiographs of other body parts and mirrored images were not measured."
+    return [
+        {"title": "guard: radiographs that pass", "columns": ["data set", "images", "share [95 %]"], "rows": rows,
+         "note": f"Score at least {limits[0]:g} and distance at most {limits[1]:g}."},
+        {"title": "guard: wrong pictures that are refused", "columns": ["kind", "images", "share [95 %]"],
+         "rows": wrong_rows, "note": f"Made of validation radiographs, or DICOM series kept from training. {note}"},
+    ]  # fmt: skip
+
+
+def _subgroups(cases: Labelled) -> dict[str, list[bool]]:
+    groups: dict[str, list[bool]] = {}
+    for sex in sorted(set(cases.sexes) - {""}):
+        groups[f"sex {sex}"] = [each == sex for each in cases.sexes]
+    for low, high in AGE_BANDS:
+        chosen = [age is not None and low <= age < high for age in cases.ages]
+        if any(chosen):
+            groups[f"age {low:g} to {high - 1:g}" if high < AGE_BANDS[-1][1] else f"age {low:g} and over"] = chosen
+    views = sorted(set(cases.views) - {""})
+    if len(views) > 1:
+        groups |= {f"view {view}": [each == view for each in cases.views] for view in views}
+    return groups
+
+
+def _triage_row(name: str, cases: Labelled, threshold: float, seed: int) -> list[Any]:
+    positive = int(cases.labels.sum())
+    enough = min(positive, len(cases.labels) - positive) >= SMALL
+    area = str(bootstrap(auc, cases.scores, cases.labels, cases.patients, seed)) if enough else "too few"
+    sensitivity, specificity = rates_at(threshold, cases)
+    return [name, len(cases.labels), len(set(cases.patients)), positive, area, str(sensitivity), str(specificity)]
