@@ -1,10 +1,10 @@
 """`kill -9` of any daemon, at any moment, while studies are being sent: nothing acknowledged is lost or doubled."""
 
+import contextlib
 import json
 import os
 import queue
 import random
-import signal
 import socket
 import subprocess
 import threading
@@ -179,7 +179,7 @@ def test_every_acknowledged_study_ends_in_exactly_one_set_of_results(
     chance = random.Random(seed)  # noqa: S311 - no secret
     files = _radiographs(tmp_path)
     traffic = Traffic(int((tmp_path / "state" / "run" / "node.port").read_text()))
-    senders = [threading.Thread(target=traffic.run) for _ in range(SENDERS)]
+    senders = [threading.Thread(target=traffic.run, daemon=True) for _ in range(SENDERS)]
     for sender in senders:
         sender.start()
     killed = Counter[str]()
@@ -230,7 +230,9 @@ def _kill_one(supervisor: Supervisor, chance: random.Random) -> str:
     """Kill a daemon that is alive, as a crash would."""
     while True:
         name = chance.choice(DAEMONS)
-        pid = supervisor.pid(name)
-        if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-            os.kill(pid, signal.SIGKILL)
-            return name
+        with contextlib.suppress(psutil.NoSuchProcess):
+            daemon = psutil.Process(supervisor.pid(name))
+            if daemon.status() != psutil.STATUS_ZOMBIE:
+                daemon.kill()
+                return name
+        time.sleep(0.01)
