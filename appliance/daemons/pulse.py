@@ -15,7 +15,6 @@ from appliance.daemons.notify import notify
 from appliance.daemons.serve import port_of
 from appliance.domain.errors import DeliveryError, InsiteError
 from appliance.domain.ports import Destination
-from appliance.inference.client import OipClient
 from appliance.network.scu import DicomSender
 from appliance.settings import Settings
 from appliance.telemetry import logger_for
@@ -109,6 +108,8 @@ def node_answers(settings: Settings) -> bool:
 
 def inference_answers(settings: Settings) -> bool:
     """Whether the inference daemon answers on its socket, with packs or without."""
+    from appliance.inference.client import OipClient  # noqa: PLC0415 - node and site never load an inference runtime
+
     try:
         with OipClient(f"unix://{settings.inference_socket}", ANSWER_SECONDS) as client:
             client.served()
