@@ -1,0 +1,82 @@
+"""Figures are what their definitions say."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from export.gate import Rule, verdict
+from export.metrics import (
+    auc,
+    bootstrap,
+    dice,
+    expected_calibration_error,
+    rate,
+    threshold_for_sensitivity,
+)
+from export.shortcuts import matched_auc
+
+
+def test_auc_equals_the_reference() -> None:
+    """The AUC, with ties, is scikit-learn's."""
+    rng = np.random.default_rng(0)
+    scores, labels = np.round(rng.random(200), 1), (rng.random(200) < 0.3).astype(float)
+    assert auc(scores, labels) == pytest.approx(roc_auc_score(labels, scores))
+    assert np.isnan(auc(scores, np.zeros(200)))
+
+
+def test_intervals_resample_patients() -> None:
+    """Ten copies of each patient's image do not make the interval narrower."""
+    rng = np.random.default_rng(1)
+    labels = np.array([0.0, 1.0] * 20)
+    scores = labels + rng.normal(0, 1.0, 40)
+    patients = [str(i) for i in range(40)]
+    once = bootstrap(auc, scores, labels, patients, 0)
+    copied = bootstrap(auc, np.tile(scores, 10), np.tile(labels, 10), patients * 10, 0)
+    assert copied.high - copied.low == pytest.approx(once.high - once.low, rel=0.2)
+    assert once.low < once.value < once.high
+
+
+def test_rates_stay_within_zero_and_one() -> None:
+    """Wilson's interval of 40 of 40 ends at 1 and begins below it."""
+    interval = rate(40, 40)
+    assert interval.high <= 1.0
+    assert 0.9 < interval.low < 1.0
+    assert np.isnan(rate(0, 0).value)
+
+
+def test_calibration_error_of_a_perfect_score_is_zero() -> None:
+    """A score of 0 or 1 that is always right has no calibration error; one of 0.5 that is always right has 0.5."""
+    labels = np.array([0.0, 1.0, 1.0])
+    assert expected_calibration_error(labels, labels) == 0.0
+    assert expected_calibration_error(np.full(4, 0.5), np.ones(4)) == 0.5
+
+
+def test_the_threshold_finds_the_wanted_share() -> None:
+    """The threshold for a sensitivity of 0.75 finds three of four positives and lies between two scores."""
+    scores, labels = np.array([0.9, 0.8, 0.6, 0.5, 0.2, 0.1]), np.array([1.0, 1.0, 0.0, 1.0, 1.0, 0.0])
+    threshold = threshold_for_sensitivity(scores, labels, 0.75)
+    assert 0.2 < threshold < 0.5
+
+
+def test_dice_of_empty_masks_is_one() -> None:
+    """Nothing found where nothing was drawn is right."""
+    empty = np.zeros((4, 4), bool)
+    assert dice(empty, empty) == 1.0
+    assert dice(~empty, empty) == 0.0
+
+
+def test_a_score_that_is_the_trivial_one_has_nothing_beyond_it() -> None:
+    """Within strata of the trivial score, a model that adds real knowledge keeps its AUC; a copy of it loses."""
+    rng = np.random.default_rng(2)
+    labels = (rng.random(3000) < 0.5).astype(float)
+    trivial = labels + rng.normal(0, 0.8, 3000)
+    own = labels + rng.normal(0, 0.8, 3000)
+    assert matched_auc(own, labels, trivial) > matched_auc(trivial, labels, trivial) + 0.05
+
+
+def test_a_rule_that_could_not_be_measured_is_broken() -> None:
+    """Not a number passes no gate."""
+    assert not Rule("x", float("nan"), 0.0).passed
+    assert not Rule("x", float("nan"), 0.0, at_most=True).passed
+    assert verdict([Rule("x", 1.0, 0.5), Rule("y", 1.0, 0.5, at_most=True)]) == "fail"
+    assert Rule("x", 0.7, 0.5).row() == ["x", "≥ 0.5", "0.7", "yes"]

