@@ -111,6 +111,13 @@ def test_only_the_web_service_sees_log_ins_and_audit(repository: Path) -> None:
             assert f"/var/lib/insite/{path}" in hidden
 
 
+def test_no_service_reports_to_a_librarys_maker(repository: Path) -> None:
+    """ONNX Runtime's telemetry, on by default in its wheels, is off in every service."""
+    for service in SERVICES:
+        found = _settings(repository / "systemd" / f"insite-{service}.service")
+        assert "ORT_DISABLE_TELEMETRY=1" in found["Environment"]
+
+
 def test_every_relaxed_line_says_why(repository: Path) -> None:
     """A line that opens the network or another's files stands under a comment with its reason."""
     for service in SERVICES:
