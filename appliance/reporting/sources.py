@@ -36,8 +36,9 @@ REQUIRED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "Study
 """Type 2 attributes of the patient and study modules (PS3.3 C.7.1.1, C.7.2.1): present in results, empty if unknown."""
 PATIENT_AND_STUDY = ("StudyInstanceUID", *REQUIRED, *sorted({*PATTERNS, *LENGTHS} - {*REQUIRED, "Modality"}))
 """What results share with their sources."""
-IMAGE = ("Rows", "Columns", "FrameOfReferenceUID", "ImageOrientationPatient", "ImagePositionPatient", "SliceThickness",
-         "PatientOrientation", "Manufacturer", "ManufacturerModelName")  # fmt: skip
+IMAGE = ("Rows", "Columns", "PatientOrientation", "Manufacturer", "ManufacturerModelName")
+PLANE = ("FrameOfReferenceUID", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness")
+"""What places an image in space (PS3.3 C.7.4.1, C.7.6.2): taken over as a whole, or not at all."""
 
 
 def headers_of(sources: Mapping[str, Path]) -> list[Dataset]:
@@ -70,10 +71,15 @@ def _cleaned(raw: Dataset) -> Dataset:
         value = value[: LENGTHS.get(keyword, 64)]
         if value or keyword in REQUIRED:
             setattr(clean, keyword, value)
-    for keyword in IMAGE:
-        if keyword in raw and raw.get(keyword) not in (None, ""):
+    for keyword in (*IMAGE, *(PLANE if _is_placed(raw) else ())):
+        if raw.get(keyword) not in (None, ""):
             setattr(clean, keyword, raw.get(keyword))
     return clean
+
+
+def _is_placed(raw: Dataset) -> bool:
+    spacing = raw.get("PixelSpacing")
+    return all(raw.get(keyword) for keyword in PLANE) and all(float(each) > 0 for each in spacing or [0])
 
 
 def _text(raw: Dataset, keyword: str) -> str:

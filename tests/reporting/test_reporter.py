@@ -125,6 +125,26 @@ def test_the_segment_is_coded_and_lies_where_the_mask_lies(
     assert np.array_equal(read_back, mask.pixels)
 
 
+@pytest.mark.parametrize("spacing", [[0.5, 0.5], [0, 0], None])
+def test_a_place_in_space_is_taken_over_as_a_whole_or_not_at_all(tmp_path: Path, spacing: list[float] | None) -> None:
+    """With frame of reference, position and spacing the SEG has the source's geometry; with a part of them, none."""
+    source = tmp_path / "source.dcm"
+    write_radiograph(
+        source,
+        FrameOfReferenceUID="1.2.3.4",
+        ImageOrientationPatient=[1, 0, 0, 0, 0, -1],
+        ImagePositionPatient=[-40, 0, 48],
+        SliceThickness=1,
+        PixelSpacing=spacing,
+        PatientOrientation=None,
+    )
+    seg = pydicom.dcmread(report(answered_analysis(source), source, tmp_path / "out")[1].path)
+    assert ("FrameOfReferenceUID" in seg) == (spacing == [0.5, 0.5])
+    if spacing == [0.5, 0.5]:
+        measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        assert [float(each) for each in measures.PixelSpacing] == spacing
+
+
 def test_results_are_known_as_our_own(tmp_path: Path, radiograph: Path) -> None:
     """What we made is recognised when it comes back."""
     for result in report(answered_analysis(radiograph), radiograph, tmp_path / "out"):
