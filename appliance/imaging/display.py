@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import FileDataset
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
+from pydicom.uid import UID
 
 from appliance.domain.errors import InputError, PixelDecodeError, UnreadableFileError
 from appliance.imaging.header import spacing_of
@@ -91,8 +92,13 @@ def load_display(path: Path) -> DisplayImage:
         with no_warnings():
             pixels = _rendered(dataset)
     except PARSE_ERRORS as error:
-        raise PixelDecodeError(f"The pixel data can't be decoded: {error}.", WAY_FORWARD) from error
+        raise PixelDecodeError(f"The pixel data ({_syntax_name(dataset)}) can't be decoded.", WAY_FORWARD) from error
     return DisplayImage(np.ascontiguousarray(turn.upright(pixels)), turn, spacing_of(dataset))
+
+
+def _syntax_name(dataset: FileDataset) -> str:
+    stated = text_of(getattr(dataset, "file_meta", {}), "TransferSyntaxUID")
+    return UID(stated).name if stated else "transfer syntax not stated"
 
 
 def turn_from_orientation(orientation: tuple[str, ...]) -> Turn:

@@ -1,21 +1,17 @@
 """From a DICOM file to an `Instance`: who it is, whose it is, what it shows."""
 
 import hashlib
-import re
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from appliance.domain.errors import UnreadableFileError
-from appliance.domain.instance import AgeSource, ImageAttributes, Instance, InstanceIdentity, Patient
+from appliance.domain.instance import ImageAttributes, Instance, InstanceIdentity, Patient
+from appliance.imaging.age import age_of
 from appliance.imaging.parsing import PIXEL_KEYWORDS, numbers_of, read_dataset, text_of, value_of, values_of, whole_of
 
-OLDEST_YEARS = 130.0
-YEARS_IN_UNIT = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
-"""Age String units (PS3.5 6.2, AS)."""
 REFERENCE_DATES = ("StudyDate", "AcquisitionDate", "SeriesDate", "ContentDate")
 VIEW_FROM_CODE = {
     ("SCT", "399348003"): "AP",
@@ -46,7 +42,7 @@ def read_instance(path: Path) -> Instance:
     syntax = text_of(meta, "TransferSyntaxUID") if meta is not None else ""
     if text_of(meta, "MediaStorageSOPClassUID") == "1.2.840.10008.1.3.10":
         raise UnreadableFileError("The file is a DICOMDIR, an index, not an instance.", "Send the files that it lists.")
-    return instance_from_dataset(dataset, content_digest(path), syntax or str(ImplicitVRLittleEndian))
+    return instance_from_dataset(dataset, content_digest(path), syntax or _syntax_found(dataset))
 
 
 def instance_from_dataset(dataset: Dataset, content_sha256: str, transfer_syntax_uid: str) -> Instance:
@@ -97,11 +93,23 @@ def _dataset_offset(head: bytes) -> int:
     return at
 
 
+def _syntax_found(dataset: Dataset) -> str:
+    """The transfer syntax that a file without file meta information turned out to have."""
+    implicit, little = dataset.original_encoding
+    if implicit:
+        return str(ImplicitVRLittleEndian)
+    return str(ExplicitVRLittleEndian if little else ExplicitVRBigEndian)
+
+
 def _patient(dataset: Dataset) -> Patient:
-    age, source = _age(dataset)
+    age, source = age_of(
+        text_of(dataset, "PatientAge"),
+        text_of(dataset, "PatientBirthDate"),
+        (text_of(dataset, keyword) for keyword in REFERENCE_DATES),
+    )
     sex = text_of(dataset, "PatientSex").upper()
     return Patient(
-        patient_id=text_of(dataset, "PatientID"),
+        patient_id="\\".join(values_of(dataset, "PatientID")),
         issuer=text_of(dataset, "IssuerOfPatientID"),
         name=text_of(dataset, "PatientName"),
         birth_date=text_of(dataset, "PatientBirthDate"),
@@ -109,35 +117,6 @@ def _patient(dataset: Dataset) -> Patient:
         age_years=age,
         age_source=source,
     )
-
-
-def _age(dataset: Dataset) -> tuple[float | None, AgeSource]:
-    stated = age_from_string(text_of(dataset, "PatientAge"))
-    if stated is not None:
-        return stated, AgeSource.PATIENT_AGE
-    born = _date(text_of(dataset, "PatientBirthDate"))
-    seen = next((date for keyword in REFERENCE_DATES if (date := _date(text_of(dataset, keyword)))), None)
-    if born is not None and seen is not None:
-        years = (seen - born).days / 365.25
-        if 0 <= years <= OLDEST_YEARS:
-            return years, AgeSource.BIRTH_DATE
-    return None, AgeSource.UNKNOWN
-
-
-def age_from_string(text: str) -> float | None:
-    """An Age String (`064Y`, `018M`, `002W`, `010D`) in years; None for anything else, and for an impossible age."""
-    match = re.fullmatch(r"(\d{1,3})([DWMY])", text.strip().upper())
-    if match is None:
-        return None
-    years = int(match[1]) * YEARS_IN_UNIT[match[2]]
-    return years if years <= OLDEST_YEARS else None
-
-
-def _date(text: str) -> datetime | None:
-    try:
-        return datetime.strptime(text.replace(".", "")[:8], "%Y%m%d").replace(tzinfo=UTC)
-    except ValueError:
-        return None
 
 
 def _image(dataset: Dataset) -> ImageAttributes:

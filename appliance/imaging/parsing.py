@@ -2,12 +2,14 @@
 
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pydicom
+from PIL import Image
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
@@ -33,6 +35,8 @@ PARSE_ERRORS = (
     RuntimeError,
     AssertionError,
     struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
 )
 """What the parser and its codecs raise on bytes that are not what they claim; no smaller set is documented."""
 
@@ -40,8 +44,12 @@ DEFER_BYTES = 65_536
 """Values longer than this stay on disk until they are asked for."""
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 UNDEFINED_LENGTH = 0xFFFFFFFF
-FIRST_GROUPS = frozenset({0x0002, 0x0004, 0x0008})
-"""Groups with which a file without preamble may plausibly begin."""
+SHORTEST_ELEMENT = 8
+"""Bytes of tag, VR and length (PS3.5 7.1.2)."""
+FIRST_GROUPS = frozenset({0x0002, 0x0004, 0x0008, 0x0800})
+"""Groups with which a file without preamble may plausibly begin; the last is 0008 in big endian."""
+PADDING = "\0 \n\r\t"
+SEND_AGAIN = "Send it again from its source."
 
 
 @contextmanager
@@ -69,11 +77,13 @@ def read_dataset(path: Path) -> FileDataset:
             if _is_deflated(dataset):
                 dataset = pydicom.dcmread(path, force=True)
             else:
-                _check_pixels_are_whole(dataset, size)
+                _check_whole(dataset, size)
+    except OSError as error:
+        if error.errno is None:  # pydicom's own, where the next item of a sequence is missing
+            raise UnreadableFileError("The file is truncated: it ends within a sequence.", SEND_AGAIN) from error
+        raise UnreadableFileError(f"The file can't be opened: {error.strerror}.", SEND_AGAIN) from error
     except PARSE_ERRORS as error:
-        raise UnreadableFileError(
-            f"The file can't be parsed as DICOM: {error}.", "Send it again from its source."
-        ) from error
+        raise UnreadableFileError("The file can't be parsed as DICOM.", SEND_AGAIN) from error
     return dataset
 
 
@@ -99,13 +109,13 @@ def values_of(dataset: Any, keyword: str) -> tuple[str, ...]:
     if value is None or value == "":
         return ()
     many = value if isinstance(value, MultiValue | list | tuple) else [value]
-    return tuple(str(each).strip() for each in many)
+    return tuple(str(each).strip(PADDING) for each in many)
 
 
 def text_of(dataset: Any, keyword: str) -> str:
     """The first value of an attribute as stripped text, empty when absent or broken."""
     value = value_of(dataset, keyword)
-    return "" if value is None else str(value).strip("\0 \n\r\t")
+    return "" if value is None else str(value).strip(PADDING)
 
 
 def whole_of(dataset: Any, keyword: str, default: int) -> int:
@@ -125,7 +135,7 @@ def numbers_of(dataset: Any, keyword: str) -> tuple[float, ...]:
 
 
 def _begins_like_dicom(head: bytes) -> bool:
-    if len(head) < 8:  # noqa: PLR2004 - the shortest data element: tag and length
+    if len(head) < SHORTEST_ELEMENT:
         return False
     return int.from_bytes(head[:2], "little") in FIRST_GROUPS
 
@@ -135,18 +145,24 @@ def _is_deflated(dataset: FileDataset) -> bool:
     return text_of(getattr(dataset, "file_meta", {}), "TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
 
 
-def _check_pixels_are_whole(dataset: FileDataset, size: int) -> None:
-    """Refuse a file that ends before its pixel data does (PS3.5 7.1)."""
-    for keyword in PIXEL_KEYWORDS:
-        if keyword not in dataset:
+def _check_whole(dataset: FileDataset, size: int) -> None:
+    """Refuse a file that ends before one of its elements does (PS3.5 7.1).
+
+    A value of undefined length that lacks its delimiter makes the parser drop the whole data set.
+    """
+    if not len(dataset):
+        raise UnreadableFileError("The file is truncated: no element of its data set is whole.", SEND_AGAIN)
+    end = size
+    for element in dataset.values():
+        if not isinstance(element, RawDataElement) or element.length == UNDEFINED_LENGTH:
+            end = size
             continue
-        element: Any = dataset.get_item(keyword, keep_deferred=True)
-        length = element.length if isinstance(element, RawDataElement) else UNDEFINED_LENGTH
-        if length == UNDEFINED_LENGTH:
-            continue
-        there = size - element.value_tell if element.value is None else len(element.value)
-        if there < length:
+        end = element.value_tell + element.length
+        if end > size:
             raise UnreadableFileError(
-                f"The file is truncated: of {length} bytes of pixel data {there} are there.",
-                "Send it again from its source.",
+                f"The file is truncated: of {element.length} bytes of {element.tag} "
+                f"{max(size - element.value_tell, 0)} are there.",
+                SEND_AGAIN,
             )
+    if 0 < size - end < SHORTEST_ELEMENT and not any(keyword in dataset for keyword in PIXEL_KEYWORDS):
+        raise UnreadableFileError("The file is truncated: it ends within the tag of an element.", SEND_AGAIN)

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -16,7 +14,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from appliance.domain.errors import UnreadableFileError
 from appliance.domain.instance import AgeSource
 from appliance.imaging.display import load_display
-from appliance.imaging.header import age_from_string, content_digest, instance_from_dataset, read_instance, spacing_of
+from appliance.imaging.header import content_digest, instance_from_dataset, read_instance, spacing_of
 from tests.fakes.radiographs import radiograph_dataset, write_radiograph
 
 
@@ -37,23 +35,6 @@ def test_a_real_radiograph_is_read(pydicom_data: Path) -> None:
     assert (instance.image.body_part, instance.image.view_position) == ("CHEST", "PA")
     assert instance.image.pixel_spacing_mm is None
     assert instance.image.patient_orientation == ("L", "F")
-
-
-@pytest.mark.parametrize(
-    ("text", "years"),
-    [("064Y", 64), ("018M", 1.5), ("52W", pytest.approx(1, abs=0.01)), ("010D", pytest.approx(0.027, abs=0.001)),
-     ("64Y", 64), ("131Y", None), ("", None), ("64", None), ("-4Y", None), ("064X", None), ("999Y", None)],
-)  # fmt: skip
-def test_an_age_string_is_read_in_years(text: str, years: float | None) -> None:
-    """Days, weeks, months and years are understood; an impossible age is no age."""
-    assert age_from_string(text) == years
-
-
-@given(st.text(max_size=8))
-def test_any_text_is_an_age_within_reason_or_none(text: str) -> None:
-    """Whatever stands in Patient Age, the result is a plausible age or unknown."""
-    years = age_from_string(text)
-    assert years is None or 0 <= years <= 130
 
 
 @pytest.mark.parametrize(
@@ -143,6 +124,7 @@ def test_the_digest_is_of_the_data_set_alone(tmp_path: Path) -> None:
         lambda data: data[:140],
         lambda data: data[:400],
         lambda data: data[:-100],
+        lambda data: data[:-1],
     ],
 )
 def test_what_is_no_whole_dicom_file_is_refused(tmp_path: Path, damage: Any) -> None:
@@ -156,8 +138,50 @@ def test_what_is_no_whole_dicom_file_is_refused(tmp_path: Path, damage: Any) -> 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     """A file that vanished is an unreadable file, not a crash."""
-    with pytest.raises(UnreadableFileError, match="parsed"):
+    with pytest.raises(UnreadableFileError, match="opened"):
         read_instance(tmp_path / "gone.dcm")
+
+
+@pytest.mark.parametrize("bytes_kept", [600, 1000, 1700, 1_000_000, -100])
+def test_a_compressed_file_that_was_cut_is_called_truncated(
+    tmp_path: Path, pydicom_data: Path, bytes_kept: int
+) -> None:
+    """Wherever a compressed radiograph is cut, in an element, a sequence or the pixels, the sentence says so."""
+    file = tmp_path / "cut.dcm"
+    file.write_bytes((pydicom_data / "RG1_J2KR.dcm").read_bytes()[:bytes_kept])
+    with pytest.raises(UnreadableFileError, match="truncated"):
+        read_instance(file)
+
+
+def test_a_deflated_file_that_was_cut_is_refused(tmp_path: Path) -> None:
+    """A deflated data set that does not inflate is an unreadable file."""
+    dataset = radiograph_dataset()
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    file = tmp_path / "deflated.dcm"
+    dataset.save_as(file, enforce_file_format=True)
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(UnreadableFileError, match="parsed"):
+        read_instance(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "syntax"),
+    [
+        ("ExplVR_BigEndNoMeta.dcm", "1.2.840.10008.1.2.2"),
+        ("ExplVR_LitEndNoMeta.dcm", "1.2.840.10008.1.2.1"),
+        ("rtstruct.dcm", "1.2.840.10008.1.2"),
+    ],
+)
+@pytest.mark.data
+def test_a_file_without_meta_information_has_the_syntax_found_in_it(shared_data: Path, name: str, syntax: str) -> None:
+    """Files of a bare data set are read, in either byte order, and named by the syntax that they turn out to have."""
+    assert read_instance(shared_data / "dicom/pydicom_core" / name).identity.transfer_syntax_uid == syntax
+
+
+def test_a_patient_id_with_a_backslash_stays_whole() -> None:
+    """Two patients whose identifiers differ only after a backslash stay two patients."""
+    dataset = radiograph_dataset(PatientID=["A", "B"])
+    assert instance_from_dataset(dataset, "0" * 64, "1.2").patient.patient_id == "A\\B"
 
 
 @pytest.mark.data
