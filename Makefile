@@ -29,7 +29,7 @@ demo: $(VENV)/.appliance ## send real DICOM through the whole chain and show wha
 test: check ## run every check and every test
 
 check: lint types contracts ## ruff, mypy, import contracts, tests with branch coverage
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=85
+	$(BIN)/python -m pytest -n 2 -m "not fleet" --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 lint: setup
 	$(BIN)/ruff check .
@@ -50,8 +50,8 @@ bundle: setup $(KEY) ## one signed archive for machines without network: KEY=you
 build/keys/signing-key.pem:
 	$(BIN)/insite-export keygen --out build/keys
 
-test-fleet: setup ## install, run, upgrade and go back in a real guest of systemd-nspawn; needs root
-	$(BIN)/python -m pytest tests/fleet -m fleet --timeout 1500 -s
+test-fleet: setup ## follow docs/fleet.md in a real guest of systemd-nspawn; needs root
+	INSITE_FLEET=1 $(BIN)/python -m pytest tests/fleet -s
 
 proto: setup ## generate the Open Inference Protocol's Python from its .proto
 	$(BIN)/python -m appliance.inference.proto.generate
