@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("insite", deadline=None, print_blob=True)
+settings.load_profile("insite")
 
 ROOT = Path(__file__).resolve().parents[1]
 
