@@ -31,17 +31,22 @@ def augmented(
         rng: The only source of randomness.
         strength: 1 for all of it; less for smaller and rarer changes.
     """
-    if rng.random() < MIRRORED:
+    if drawn(rng, MIRRORED):
         image, mask = image[:, ::-1], None if mask is None else mask[:, ::-1]
-    if rng.random() < MOVED:
+    if drawn(rng, MOVED):
         image, mask = _moved(image, mask, rng, strength)
     image = _exposed(image, rng, strength)
-    if rng.random() < DEGRADED * strength:
+    if drawn(rng, DEGRADED * strength):
         image = _degraded(image, rng)
-    if rng.random() < BORDERED * strength:
+    if drawn(rng, BORDERED * strength):
         image = _bordered(image, rng)
     mask = None if mask is None else np.ascontiguousarray(mask)
     return stretched_intensities(image, spec), mask
+
+
+def drawn(rng: Generator, share: float) -> bool:
+    """Whether something that happens in this share of cases happens now."""
+    return bool(rng.random() < share)
 
 
 def stretched_intensities(image: Grey, spec: InputSpec) -> Grey:
@@ -61,7 +66,7 @@ def _moved(image: Grey, mask: Grey | None, rng: Generator, strength: float) -> t
     shift = strength * rng.uniform(-0.06, 0.06, size=2)
     x, y = scale * aspect, scale / aspect
     matrix = np.array([[x * np.cos(angle), -y * np.sin(angle)], [x * np.sin(angle), y * np.cos(angle)]])
-    fill = 0 if rng.random() < 0.7 else int(rng.integers(0, 256))
+    fill = 0 if drawn(rng, 0.7) else int(rng.integers(0, 256))
     moved = _affine(image, matrix, shift, Image.Resampling.BILINEAR, fill)
     return moved, None if mask is None else _affine(mask, matrix, shift, Image.Resampling.NEAREST, 0)
 
@@ -79,10 +84,10 @@ def _affine(
 
 def _exposed(image: Grey, rng: Generator, strength: float) -> Grey:
     levels = np.linspace(0.0, 1.0, 256) ** np.exp(strength * rng.uniform(-0.5, 0.5))
-    if rng.random() < 0.4 * strength:
+    if drawn(rng, 0.4 * strength):
         slope = rng.uniform(2.0, 6.0)
         levels = 1.0 / (1.0 + np.exp(-slope * (levels - rng.uniform(0.35, 0.65))))
-    if rng.random() < 0.3 * strength:
+    if drawn(rng, 0.3 * strength):
         levels = np.clip(levels, *np.quantile(levels, [rng.uniform(0, 0.06), 1 - rng.uniform(0, 0.06)]))
     levels = (levels - levels.min()) / (levels.max() - levels.min())
     table: Grey = np.rint(levels * 255).astype(np.uint8)
@@ -91,21 +96,21 @@ def _exposed(image: Grey, rng: Generator, strength: float) -> Grey:
 
 def _degraded(image: Grey, rng: Generator) -> Grey:
     picture = Image.fromarray(np.ascontiguousarray(image))
-    kind = rng.integers(0, 5)
-    if kind == 0:
+    kind = ("blur", "sharpen", "resample", "compress", "compress")[int(rng.integers(0, 5))]
+    if kind == "blur":
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.4)))
-    elif kind == 1:
+    elif kind == "sharpen":
         picture = picture.filter(ImageFilter.UnsharpMask(rng.uniform(1, 4), int(rng.integers(40, 160)), 0))
-    elif kind == 2:
+    elif kind == "resample":
         side = int(rng.integers(224, 480))
         small = picture.resize((side, side), Image.Resampling.BILINEAR)
         picture = small.resize(picture.size, Image.Resampling.BILINEAR)
-    if kind >= 3 or rng.random() < 0.3:
+    if kind == "compress" or drawn(rng, 0.3):
         stream = io.BytesIO()
         picture.save(stream, "JPEG", quality=int(rng.integers(35, 95)))
         picture = Image.open(stream)
     result = np.asarray(picture)
-    if rng.random() < 0.4:
+    if drawn(rng, 0.4):
         noise = rng.standard_normal(result.shape, dtype=np.float32) * rng.uniform(2.0, 12.0)
         result = np.clip(result + noise, 0, 255).astype(np.uint8)
     return result
@@ -114,8 +119,8 @@ def _degraded(image: Grey, rng: Generator) -> Grey:
 def _bordered(image: Grey, rng: Generator) -> Grey:
     result = image.copy()
     side = image.shape[0]
-    level = 0 if rng.random() < 0.7 else 255
-    widths = (rng.uniform(0, 0.08, size=4) * side * (rng.random(4) < 0.5)).astype(int)
+    level = 0 if drawn(rng, 0.7) else 255
+    widths = (rng.uniform(0, 0.08, size=4) * side * rng.integers(0, 2, size=4)).astype(int)
     top, bottom, left, right = widths
     result[:top] = level
     result[side - bottom :] = level

@@ -15,7 +15,7 @@ from export.augment import augmented
 from export.guard import GUARD_STRIDES, GuardHead, GuardSamples, fit
 from export.images import ImageSet, image_set
 from export.recipe import Recipe
-from export.student import ARCHITECTURES, FEATURE_STRIDES, MultiTaskNet
+from export.student import ARCHITECTURES, FEATURE_STRIDES, MultiTaskNet, use_channels_last
 
 WEIGHTS = "guard.safetensors"
 TEMPERATURES = "temperatures.json"
@@ -31,7 +31,7 @@ def guard_head(student: MultiTaskNet) -> GuardHead:
 
 
 def calibrate(
-    recipe: Recipe, data: Path, negatives: Path, student: Path, out: Path, say: Callable[[str], None]
+    recipe: Recipe, data: Path, negatives: Path, student: Path, *, out: Path, say: Callable[[str], None]
 ) -> None:
     """Fit temperatures on the `tune` patients and the guard on the `train` patients.
 
@@ -44,7 +44,8 @@ def calibrate(
     """
     net = MultiTaskNet(ARCHITECTURES[recipe.student.architecture])
     net.load_state_dict(load_file(student))
-    net.to(memory_format=torch.channels_last).eval()
+    use_channels_last(net)
+    net.eval()
     radiographs = image_set(data)
     write_json(out / TEMPERATURES, _temperatures(net, radiographs, recipe))
     say("temperatures fitted")

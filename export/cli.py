@@ -104,8 +104,8 @@ class Line:
             self._of("quantise"),
             self._of("golden"),
             self._of("verify"),
-            private_key,
-            self.pack,
+            private_key=private_key,
+            out=self.pack,
         )
         return manifest.digest
 
@@ -122,12 +122,14 @@ class Line:
 
     def _calibrate(self, out: Path) -> None:
         student = self._of("distil") / STUDENT
-        calibrate(self.recipe, self._of("data"), self._of("negatives"), student, out, self.say)
+        calibrate(self.recipe, self._of("data"), self._of("negatives"), student, out=out, say=self.say)
 
     def _to_onnx(self, out: Path) -> None:
         recipe = self.recipe
         student, calibrated = self._of("distil") / STUDENT, self._of("calibrate")
-        to_onnx(recipe.student.architecture, recipe.input, recipe.data.mask_side, student, calibrated, out)
+        to_onnx(
+            recipe.student.architecture, recipe.input, recipe.data.mask_side, student, calibration=calibrated, out=out
+        )
 
     def _quantise(self, out: Path) -> None:
         section = self.recipe.quantise
@@ -139,7 +141,7 @@ class Line:
     def _golden(self, out: Path) -> None:
         teacher = (self.recipe.teacher.architecture, self._of("teachers") / TEACHER)
         tasks = [task.name for task in task_texts()]
-        make_golden(self.recipe.input, ENCODERS, tasks, self._of("quantise"), teacher, out)
+        make_golden(self.recipe.input, ENCODERS, tasks, self._of("quantise"), teacher=teacher, out=out)
 
     def _verify(self, out: Path) -> None:
         inputs = Inputs(

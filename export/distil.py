@@ -12,7 +12,7 @@ from export.images import image_set
 from export.learning import Batch, Training, supervised_loss, train, upsampled
 from export.pretrained import PUBLISHED, load_published
 from export.recipe import Recipe, StudentSection
-from export.student import ARCHITECTURES, MultiTaskNet, Outputs
+from export.student import ARCHITECTURES, MultiTaskNet, Outputs, use_channels_last
 
 WEIGHTS = "student.safetensors"
 
@@ -39,7 +39,8 @@ def distil(recipe: Recipe, data: Path, teacher: Path, out: Path, say: Callable[[
     torch.manual_seed(recipe.pack.seed)
     expert = MultiTaskNet(ARCHITECTURES[recipe.teacher.architecture])
     expert.load_state_dict(load_file(teacher))
-    expert.to(memory_format=torch.channels_last).eval()
+    use_channels_last(expert)
+    expert.eval()
     student = MultiTaskNet(ARCHITECTURES[recipe.student.architecture])
     if student.encoder.architecture.name in PUBLISHED:
         load_published(student.encoder)

@@ -22,7 +22,13 @@ MASK_THRESHOLD = 0.5
 
 
 def make_golden(
-    spec: InputSpec, encoders: dict[str, str], tasks: Sequence[str], graphs: Path, teacher: tuple[str, Path], out: Path
+    spec: InputSpec,
+    encoders: dict[str, str],
+    tasks: Sequence[str],
+    graphs: Path,
+    *,
+    teacher: tuple[str, Path],
+    out: Path,
 ) -> None:
     """Write `cases.safetensors` and `cases.json`.
 

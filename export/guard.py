@@ -21,6 +21,11 @@ class GuardHead(nn.Module):
     The map at stride 16 is pooled to 2 x 2, because a mean over the whole picture can't tell up from down.
     """
 
+    centre: Tensor
+    scale: Tensor
+    mean: Tensor
+    whitening: Tensor
+
     def __init__(self, embedding: int, widths: tuple[int, int]) -> None:
         super().__init__()
         length = embedding + widths[0] + 4 * widths[1]
@@ -82,7 +87,7 @@ def fit(guard: GuardHead, samples: GuardSamples, seed: int) -> None:
             guard.logits(everything), target, weight=weight[:, None], reduction="sum"
         )
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
     guard.eval()
 

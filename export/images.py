@@ -16,6 +16,9 @@ from export.artefacts import read_json, write_json
 from export.data import Sample, samples_from_csv
 from export.recipe import Recipe
 
+INSIDE = 127
+"""Grey level above which a stretched mask counts as drawn."""
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ImageSet:
@@ -92,7 +95,7 @@ def mask_from_file(path: Path, side: int) -> NDArray[np.uint8]:
     """A drawn mask stretched to `side` x `side`: uint8 of 0 and 1."""
     with Image.open(path) as picture:
         stretched = picture.convert("L").resize((side, side), Image.Resampling.BILINEAR)
-    return (np.asarray(stretched) > 127).astype(np.uint8)
+    return (np.asarray(stretched) > INSIDE).astype(np.uint8)
 
 
 def _refuse_too_many(unreadable: Sequence[dict[str, str]], total: int, percent: float) -> None:

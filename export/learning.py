@@ -17,7 +17,7 @@ from appliance.domain.manifest import InputSpec
 from export.augment import augmented
 from export.images import ImageSet
 from export.recipe import StudentSection, TeacherSection
-from export.student import MultiTaskNet, Outputs
+from export.student import MultiTaskNet, Outputs, use_channels_last
 
 OTHERS_SHARE = 0.125
 """Share of a batch from data sets without triage labels, which carry masks or the teacher's opinion only."""
@@ -144,13 +144,13 @@ def train(net: nn.Module, core: MultiTaskNet, run: Training, loss_of: Callable[[
 
     Each phase starts from the averaged weights of the one before; a killed run resumes from its checkpoint.
     """
-    net.to(memory_format=torch.channels_last)
+    use_channels_last(net)
     for number, phase in enumerate(phases_of(run.section)):
         finished = run.folder / f"{phase.name}.pt"
         if finished.is_file():
             net.load_state_dict(torch.load(finished, map_location="cpu", weights_only=True))
             continue
-        core.load_state_dict(_train_phase(net, core, run, phase, loss_of, run.seed + 1000 * number))
+        core.load_state_dict(_train_phase(net, core, run, phase, loss_of, seed=run.seed + 1000 * number))
         torch.save(net.state_dict(), finished.with_suffix(".partial"))
         finished.with_suffix(".partial").replace(finished)
         (run.folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -160,7 +160,7 @@ def train(net: nn.Module, core: MultiTaskNet, run: Training, loss_of: Callable[[
 
 
 def _train_phase(
-    net: nn.Module, core: MultiTaskNet, run: Training, phase: Phase, loss_of: Callable[[Batch], Tensor], seed: int
+    net: nn.Module, core: MultiTaskNet, run: Training, phase: Phase, loss_of: Callable[[Batch], Tensor], *, seed: int
 ) -> dict[str, Tensor]:
     section = run.section
     optimiser = _optimiser(net, core, section, phase)
@@ -176,7 +176,7 @@ def _train_phase(
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(batch)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(net.parameters(), LONGEST_GRADIENT)
         optimiser.step()
         _follow(average, core, min(section.ema_decay, (1 + step) / (10 + step)))

@@ -16,6 +16,7 @@ from appliance.domain.errors import InsiteError
 from appliance.domain.manifest import InputSpec
 from appliance.imaging.model_input import model_input_from_display
 from export.artefacts import write_json
+from export.augment import drawn
 from export.images import image_set
 from export.recipe import Recipe
 
@@ -28,6 +29,10 @@ CHEST_LIKE = ("CHEST", "THORAX")
 PLAIN_RADIOGRAPHS = ("CR", "DX")
 SLICES_PER_SERIES = 12
 VALIDATION_PERCENT = 25
+SMALLEST_SIDE = 32
+"""Pixels; smaller pictures are test files of character sets and the like."""
+PLANE = ("rows", "columns")
+COLOUR_SAMPLES = (3, 4)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -113,10 +118,8 @@ def _usable(row: dict[str, str]) -> bool:
 def _picture(path: Path, spec: InputSpec) -> Grey | None:
     try:
         pixels = pydicom.dcmread(path, force=True).pixel_array.astype(np.float32)
-        while pixels.ndim > 3 or (pixels.ndim == 3 and pixels.shape[-1] not in (3, 4)):
-            pixels = pixels[len(pixels) // 2]
-        grey = pixels[..., :3].mean(axis=-1) if pixels.ndim == 3 else pixels
-        if min(grey.shape) < 32:
+        grey = _grey_frame(pixels)
+        if min(grey.shape) < SMALLEST_SIDE:
             return None
         span = max(float(np.ptp(grey)), 1e-6)
         return model_input_from_display((grey - grey.min()) / np.float32(span), spec)
@@ -124,16 +127,24 @@ def _picture(path: Path, spec: InputSpec) -> Grey | None:
         return None  # a picture that can't be shown is no negative: the set is open-ended
 
 
+def _grey_frame(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    colour = pixels.ndim > len(PLANE) and pixels.shape[-1] in COLOUR_SAMPLES
+    grey: NDArray[np.float32] = pixels[..., :3].mean(axis=-1) if colour else pixels
+    while grey.ndim > len(PLANE):
+        grey = grey[len(grey) // 2]
+    return grey
+
+
 def _resized(image: Grey, rows: int, columns: int) -> Grey:
     return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((columns, rows), Image.Resampling.BILINEAR))
 
 
 def _quarter_turn(images: list[Grey], rng: Generator) -> Grey:
-    return np.rot90(images[0], 1 if rng.random() < 0.5 else 3).copy()
+    return np.rot90(images[0], 1 if drawn(rng, 0.5) else 3).copy()
 
 
 def _upside_down(images: list[Grey], rng: Generator) -> Grey:
-    return images[0][::-1, ::-1].copy() if rng.random() < 0.5 else images[0][::-1].copy()
+    return images[0][::-1, ::-1].copy() if drawn(rng, 0.5) else images[0][::-1].copy()
 
 
 def _inverted(images: list[Grey], rng: Generator) -> Grey:
@@ -151,9 +162,9 @@ def _zoomed(images: list[Grey], rng: Generator) -> Grey:
 def _collage(images: list[Grey], rng: Generator) -> Grey:
     side = images[0].shape[0]
     half = side // 2
-    if rng.random() < 0.5:
+    if drawn(rng, 0.5):
         pair = [_resized(image, side, half) for image in images[:2]]
-        return np.hstack(pair) if rng.random() < 0.5 else np.hstack(pair).T.copy()
+        return np.hstack(pair) if drawn(rng, 0.5) else np.hstack(pair).T.copy()
     tiles = [_resized(image, half, half) for image in images]
     return np.vstack([np.hstack(tiles[:2]), np.hstack(tiles[2:])])
 
@@ -184,7 +195,7 @@ def _shapes(images: list[Grey], rng: Generator) -> Grey:
     for _ in range(int(rng.integers(0, 8))):
         x, y = rng.integers(0, side, size=2)
         width, height = rng.integers(20, side, size=2)
-        form = draw.ellipse if rng.random() < 0.5 else draw.rectangle
+        form = draw.ellipse if drawn(rng, 0.5) else draw.rectangle
         form((int(x), int(y), int(x + width), int(y + height)), fill=int(rng.integers(0, 256)))
     for _ in range(int(rng.integers(0, 12))):
         x, y = rng.integers(0, side, size=2)

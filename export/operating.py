@@ -31,11 +31,15 @@ class Labelled:
     def select(self, chosen: list[bool]) -> "Labelled":
         """The rows that are chosen."""
         keep = [i for i, wanted in enumerate(chosen) if wanted]
-        pick = lambda values: tuple(values[i] for i in keep)  # noqa: E731 - one line, used five times below
         return Labelled(
-            self.scores[keep], self.labels[keep], pick(self.patients), pick(self.sexes), pick(self.ages),
-            pick(self.views), pick(self.rows),
-        )  # fmt: skip
+            self.scores[keep],
+            self.labels[keep],
+            tuple(self.patients[i] for i in keep),
+            tuple(self.sexes[i] for i in keep),
+            tuple(self.ages[i] for i in keep),
+            tuple(self.views[i] for i in keep),
+            tuple(self.rows[i] for i in keep),
+        )
 
 
 def labelled(task: str, split: str, said: Predictions, data: ImageSet, adult_from: float) -> Labelled:
@@ -79,10 +83,23 @@ def operating_points(
         said: Predictions of this precision on tuning and validation images.
         varied: Guard score and distance of augmented tuning images, which widen what the guard accepts.
     """
+    adult_from = recipe.data.adult_min_age_years
     points = {
-        ADULT: _triage(ADULT, "NIH images of adults", recipe.operating.adult_sensitivity, recipe, data, said),
+        ADULT: _triage(
+            ADULT,
+            "NIH images of adults",
+            recipe.operating.adult_sensitivity,
+            adult_from=adult_from,
+            data=data,
+            said=said,
+        ),
         PAEDIATRIC: _triage(
-            PAEDIATRIC, "Kermany images of children", recipe.operating.paediatric_sensitivity, recipe, data, said
+            PAEDIATRIC,
+            "Kermany images of children",
+            recipe.operating.paediatric_sensitivity,
+            adult_from=adult_from,
+            data=data,
+            said=said,
         ),
         GUARD: _guard(recipe, data, said, varied),
         LUNGS: _lungs(data, said),
@@ -93,9 +110,9 @@ def operating_points(
 Point = tuple[float, float | None, str]
 
 
-def _triage(task: str, what: str, wanted: float, recipe: Recipe, data: ImageSet, said: Predictions) -> Point:
-    tune = labelled(task, "tune", said, data, recipe.data.adult_min_age_years)
-    val = labelled(task, "val", said, data, recipe.data.adult_min_age_years)
+def _triage(task: str, what: str, wanted: float, *, adult_from: float, data: ImageSet, said: Predictions) -> Point:
+    tune = labelled(task, "tune", said, data, adult_from)
+    val = labelled(task, "val", said, data, adult_from)
     threshold = threshold_for_sensitivity(tune.scores, tune.labels, wanted)
     sensitivity, specificity = rates_at(threshold, val)
     meaning = (

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx
 
-from appliance.domain.errors import GateError
+from appliance.domain.errors import GateError, InputError
 from appliance.domain.manifest import (
     EncoderVariant,
     OperatingPoint,
@@ -16,6 +16,7 @@ from appliance.domain.manifest import (
     Validation,
 )
 from appliance.packs.build import write_manifests
+from appliance.packs.manifest_json import MANIFEST
 from appliance.packs.signing import sign_pack
 from export.artefacts import DONE, read_json, replace_folder, write_json
 from export.card import SOURCES, model_card
@@ -31,7 +32,7 @@ _DATATYPES = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.UINT8: "UINT8"}
 
 
 def pack(
-    recipe: Recipe, recipe_file: Path, graphs: Path, golden: Path, verified: Path, private_key: Path, out: Path
+    recipe: Recipe, recipe_file: Path, graphs: Path, golden: Path, verified: Path, *, private_key: Path, out: Path
 ) -> PackManifest:
     """Write a complete, signed pack to `out`; nothing appears under that name before it is whole.
 
@@ -45,6 +46,7 @@ def pack(
 
     Raises:
         GateError: The gate report does not pass.
+        InputError: There is something else than a pack under that name.
     """
     report = read_json(verified / "gate-report.json")
     if report["verdict"] != PASSED:
@@ -53,6 +55,8 @@ def pack(
             f"The gate refuses the pack {recipe.pack.name}: {'; '.join(failed)}.",
             f"Read {verified / 'gate-report.json'}; improve the recipe or the data.",
         )
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise InputError(f"{out} exists and is no pack.", "Name another output folder, or move it away.")
     validation = Validation(report["validation"])
     precisions: list[str] = read_json(verified / "precisions.json")
     partial = out.with_name(f"{out.name}.partial")

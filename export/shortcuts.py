@@ -12,9 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from appliance.domain.manifest import InputSpec
 from export.augment import stretched_intensities
 from export.metrics import Floats, auc
-from appliance.domain.manifest import InputSpec
 
 FEATURES = (
     "file size", "width", "height", "mean", "spread", "border brightness", "corner brightness",

@@ -38,8 +38,8 @@ def triage_table(task: str, cases: Labelled, threshold: float, seed: int) -> Tab
             "specificity [95 %]",
         ],
         "rows": rows,
-        "note": f"Operating point {threshold:.3f}. Expected calibration error {error:.3f} (10 bins, all). AUC intervals "
-        "by 1,000 bootstrap samples of patients, rates by Wilson.",
+        "note": f"Operating point {threshold:.3f}. Expected calibration error {error:.3f} (10 bins, all). "
+        "AUC intervals by 1,000 bootstrap samples of patients, rates by Wilson.",
     }
 
 

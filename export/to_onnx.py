@@ -92,7 +92,7 @@ def export_graphs(net: MultiTaskNet, tasks: dict[str, nn.Module], spec: InputSpe
         export_module(head.eval(), tuple(features[name] for name in inputs), inputs, TASK_OUTPUTS[task], path)
 
 
-def to_onnx(architecture: str, spec: InputSpec, mask_side: int, student: Path, calibration: Path, out: Path) -> None:
+def to_onnx(architecture: str, spec: InputSpec, mask_side: int, student: Path, *, calibration: Path, out: Path) -> None:
     """The step: weights and calibration in, graphs out.
 
     Args:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 
 from appliance.domain.manifest import Validation
@@ -23,7 +22,7 @@ from export.predictions import Predictions, guard_outputs, predict, teacher_says
 from export.recipe import Recipe
 from export.runner import Grey, Outputs, Runner
 from export.shortcuts import disturbances, feature_rows, matched_auc, trivial_scores
-from export.student import ARCHITECTURES, MultiTaskNet
+from export.student import ARCHITECTURES, MultiTaskNet, use_channels_last
 from export.tables import (
     Table,
     comparison_table,
@@ -74,7 +73,7 @@ def verify(recipe: Recipe, inputs: Inputs, out: Path, say: Callable[[str], None]
     kinds = [entry["kind"] for entry in listed if entry["split"] == "val"]
     measured = {}
     for name, runner in runners.items():
-        measured[name] = _measure(recipe, data, indices, runner, inputs.negatives, listed)
+        measured[name] = _measure(recipe, data, indices, runner, inputs.negatives)
         say(f"{name} measured")
     teacher = _teacher(recipe, inputs.teacher, data, indices)
     say("teacher measured")
@@ -98,7 +97,7 @@ def verify(recipe: Recipe, inputs: Inputs, out: Path, say: Callable[[str], None]
     rules = _integrity_rules(measured)
     if claim is Validation.VALIDATED:
         rules += _accuracy_rules(recipe, data, best, teacher, kinds) + shortcuts.rules
-    write_json(out / "gate-report.json", _report(recipe, claim, rules, int8_rules, precisions, tables))
+    write_json(out / "gate-report.json", _report(claim, rules, int8_rules, precisions, tables))
     points = {task: {name: measured[name].points[task] for name in precisions} for task in tasks}
     write_json(out / "operating-points.json", points)
     write_json(out / "precisions.json", precisions)
@@ -112,10 +111,9 @@ class Shortcuts:
     rules: list[Rule]
 
 
-def _measure(
-    recipe: Recipe, data: ImageSet, indices: list[int], runner: Runner, negatives: Path, listed: list[dict[str, str]]
-) -> Measured:
+def _measure(recipe: Recipe, data: ImageSet, indices: list[int], runner: Runner, negatives: Path) -> Measured:
     said = predict(runner.each, data, indices)
+    listed = read_json(negatives / "negatives.json")
     rng = np.random.default_rng((recipe.pack.seed, 3))
     tune = [index for index in data.select(split="tune") for _ in range(VARIANTS_OF_TUNE)]
     varied = guard_outputs(runner.each, (augmented(data.images[i], None, recipe.input, rng)[0] for i in tune))
@@ -128,7 +126,8 @@ def _measure(
 def _teacher(recipe: Recipe, weights: Path, data: ImageSet, indices: list[int]) -> Predictions:
     net = MultiTaskNet(ARCHITECTURES[recipe.teacher.architecture])
     net.load_state_dict(load_file(weights))
-    net.to(memory_format=torch.channels_last).eval()
+    use_channels_last(net)
+    net.eval()
     return predict(teacher_says(net, recipe.data.mask_side), data, indices)
 
 
@@ -231,9 +230,9 @@ def _shortcuts(recipe: Recipe, data: ImageSet, best: Measured, inputs: Inputs, r
         ],
         "rows": rows,
         "note": "The better of logistic regression and random forest, picked on these images in the shortcut's favour, "
-        "on ten numbers of the delivered file, trained on the same patients as the model. Where it comes near the model, "
-        "or passes it, most of the model's figure may be read off the file as well; 'within thirds' compares both on "
-        "images of like trivial score.",
+        "on ten numbers of the delivered file, trained on the same patients as the model. Where it comes near the "
+        "model, or passes it, most of the model's figure may be read off the file as well; 'within thirds' compares "
+        "both on images of like trivial score.",
     }
     return Shortcuts([audit, _disturbed(recipe, data, best, runner)], rules)
 
@@ -263,7 +262,6 @@ def _triage(recipe: Recipe, data: ImageSet, best: Measured, task: str) -> Table:
 
 
 def _report(
-    recipe: Recipe,
     claim: Validation,
     rules: list[Rule],
     int8_rules: list[Rule],

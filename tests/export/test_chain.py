@@ -33,7 +33,7 @@ def test_images_become_a_signed_pack_that_says_it_is_untrained(built: Path) -> N
     key = built / "keys" / PUBLIC_KEY
     opened = open_pack(built / "tiny", [key], allow_unvalidated=True)
     assert opened.manifest.validation is Validation.UNTRAINED
-    assert [task.name for task in opened.manifest.tasks][0] == opened.manifest.guard == "guard"
+    assert next(task.name for task in opened.manifest.tasks) == opened.manifest.guard == "guard"
     with pytest.raises(UnvalidatedPackError):
         open_pack(built / "tiny", [key], allow_unvalidated=False)
 
@@ -54,7 +54,13 @@ def test_the_same_parts_make_the_same_pack(built: Path, tiny_recipe: Path, tmp_p
     steps, key = built / "tiny.steps", built / "keys" / PRIVATE_KEY
     digests = {
         pack(
-            recipe_from_toml(tiny_recipe), tiny_recipe, steps / "quantise", steps / "golden", steps / "verify", key, out
+            recipe_from_toml(tiny_recipe),
+            tiny_recipe,
+            steps / "quantise",
+            steps / "golden",
+            steps / "verify",
+            private_key=key,
+            out=out,
         ).digest
         for out in (tmp_path / "a", tmp_path / "b")
     }
@@ -77,8 +83,8 @@ def test_a_failing_gate_makes_no_pack(built: Path, tiny_recipe: Path, tmp_path: 
             steps / "quantise",
             steps / "golden",
             verified,
-            built / "keys" / PRIVATE_KEY,
-            tmp_path / "pack",
+            private_key=built / "keys" / PRIVATE_KEY,
+            out=tmp_path / "pack",
         )
     assert not (tmp_path / "pack").exists()
 

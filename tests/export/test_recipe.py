@@ -29,5 +29,5 @@ def test_what_does_not_fit_is_named(tiny_recipe: Path, tmp_path: Path, old: str,
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
     """A recipe that is not there is refused by its path."""
-    with pytest.raises(SettingsError, match="nowhere.toml"):
+    with pytest.raises(SettingsError, match=r"nowhere\.toml"):
         recipe_from_toml(tmp_path / "nowhere.toml")
