@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from appliance.domain.findings import StudyAnalysis
+from appliance.domain.findings import StudyAnalysis, TaskOutcome
 from appliance.domain.identifiers import uid_from_content
 
 
@@ -20,9 +20,20 @@ class Naming:
 
 
 def naming_of(analysis: StudyAnalysis, profile: str) -> Naming:
-    """The naming of an analysis: its sources with their content, its tasks with their packs."""
+    """The naming of an analysis: its sources with their content, its tasks with their packs and how they ended.
+
+    A study whose task failed and ran when it was retried has two reports: the second must not pass for the first,
+    which the archive already holds.
+    """
     sources = tuple((source.sop_instance_uid, source.content_sha256) for source in analysis.sources)
     models = tuple(
-        f"{outcome.pack}.{outcome.task}={analysis.pack_digests.get(outcome.pack, '')}" for outcome in analysis.outcomes
+        f"{outcome.pack}.{outcome.task}={analysis.pack_digests.get(outcome.pack, '')}|{_ending(outcome)}"
+        for outcome in analysis.outcomes
     )
     return Naming(profile, sources, models)
+
+
+def _ending(outcome: TaskOutcome) -> str:
+    refusal = "" if outcome.refusal is None else outcome.refusal.code.value
+    precision = "" if outcome.provenance is None else outcome.provenance.precision
+    return f"{outcome.state.value}|{refusal}|{precision}"

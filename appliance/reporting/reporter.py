@@ -54,7 +54,7 @@ class DicomReporter:
                 }
             except BUILD_ERRORS as error:
                 raise ReportError(
-                    f"No valid result object can be made from the source images: {error}.",
+                    "No valid result object can be made from the source images.",
                     "Look at the source's patient, study and series attributes.",
                 ) from error
             return [self._save(kind, dataset, created, folder) for kind, dataset in made.items() if dataset is not None]
@@ -77,8 +77,12 @@ class DicomReporter:
         return ResultObject(kind, str(dataset.SOPInstanceUID), str(dataset.SOPClassUID), str(final))
 
     def _finish(self, dataset: Dataset, created: datetime) -> None:
-        """Set what the library takes from the wall clock or leaves out."""
-        date, time = created.strftime("%Y%m%d"), created.strftime("%H%M%S.%f")
+        """Set what the library takes from the wall clock or leaves out.
+
+        Dates and times are the site's own, as in the source images beside which they are read (PS3.3 C.12.1.1.8).
+        """
+        local = created.astimezone()
+        date, time = local.strftime("%Y%m%d"), local.strftime("%H%M%S.%f")
         dataset.SpecificCharacterSet = "ISO_IR 192"
         dataset.ContentDate, dataset.ContentTime = date, time
         dataset.InstanceCreationDate, dataset.InstanceCreationTime = date, time
@@ -88,4 +92,4 @@ class DicomReporter:
         dataset.DeviceUID = self._device.device_uid
         dataset.SoftwareVersions = self._device.version
         for contribution in dataset.get("ContributingEquipmentSequence", []):
-            contribution.ContributionDateTime = created.strftime("%Y%m%d%H%M%S.%f")
+            contribution.ContributionDateTime = local.strftime("%Y%m%d%H%M%S.%f")

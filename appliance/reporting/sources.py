@@ -7,6 +7,7 @@ from pathlib import Path
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.uid import UID, SegmentationStorage
 
 from appliance.domain.errors import ReportError
 
@@ -31,6 +32,7 @@ LENGTHS = {
     "ReferringPhysicianName": 64,
     "StudyDescription": 64,
 }
+NAMES = frozenset({"PatientName", "ReferringPhysicianName"})
 REQUIRED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber",
             "StudyID", "ReferringPhysicianName")  # fmt: skip
 """Type 2 attributes of the patient and study modules (PS3.3 C.7.1.1, C.7.2.1): present in results, empty if unknown."""
@@ -50,14 +52,17 @@ def headers_of(sources: Mapping[str, Path]) -> list[Dataset]:
     return [_header(sources[uid]) for uid in sorted(sources)]
 
 
+def is_image(sop_class_uid: str) -> bool:
+    """Whether a content item of type IMAGE may refer to this SOP class (PS3.3 C.18.4); others are evidence only."""
+    return "Image" in UID(sop_class_uid).name or sop_class_uid == SegmentationStorage
+
+
 def _header(path: Path) -> Dataset:
     try:
         raw = pydicom.dcmread(path, force=True, stop_before_pixels=True)
         return _cleaned(raw)
     except READ_ERRORS as error:
-        raise ReportError(
-            f"A source image can't be read for its report: {error}.", "Check the spool's disk."
-        ) from error
+        raise ReportError("A source image can't be read for its report.", "Check the spool's disk.") from error
 
 
 def _cleaned(raw: Dataset) -> Dataset:
@@ -68,7 +73,7 @@ def _cleaned(raw: Dataset) -> Dataset:
         value = _text(raw, keyword)
         if keyword in PATTERNS and not re.fullmatch(PATTERNS[keyword], value):
             value = ""
-        value = value[: LENGTHS.get(keyword, 64)]
+        value = _fitted(keyword, value)
         if value or keyword in REQUIRED:
             setattr(clean, keyword, value)
     for keyword in (*IMAGE, *(PLANE if _is_placed(raw) else ())):
@@ -80,6 +85,14 @@ def _cleaned(raw: Dataset) -> Dataset:
 def _is_placed(raw: Dataset) -> bool:
     spacing = raw.get("PixelSpacing")
     return all(raw.get(keyword) for keyword in PLANE) and all(float(each) > 0 for each in spacing or [0])
+
+
+def _fitted(keyword: str, value: str) -> str:
+    """A value cut to what its VR holds; each of a name's three writings may be as long as that (PS3.5 6.2.1.1)."""
+    length = LENGTHS.get(keyword, 64)
+    if keyword in NAMES:
+        return "=".join(writing[:length] for writing in value.split("=")[:3])
+    return value[:length]
 
 
 def _text(raw: Dataset, keyword: str) -> str:

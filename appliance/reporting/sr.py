@@ -24,10 +24,12 @@ from appliance.domain.device import MANUFACTURER, MODEL_NAME, DeviceIdentity
 from appliance.domain.findings import StudyAnalysis, TaskOutcome
 from appliance.reporting import codes
 from appliance.reporting.naming import Naming
-from appliance.reporting.sources import PATIENT_AND_STUDY
+from appliance.reporting.sources import PATIENT_AND_STUDY, is_image
 
 SERIES_NUMBER = 9901
 CAUTION = "AI result, unverified. Not for diagnosis without review by a physician."
+
+NOTHING_SEGMENTED = "Nothing was segmented: no pixel reached the operating point."
 
 
 class _AnySourceSR(Comprehensive3DSR):
@@ -87,7 +89,9 @@ def _observer(device: DeviceIdentity) -> ObserverContext:
 
 def _group(outcome: TaskOutcome, analysis: StudyAnalysis, naming: Naming) -> MeasurementsAndQualitativeEvaluations:
     image = outcome.image
-    images = [SourceImageForMeasurementGroup(image.sop_class_uid, image.sop_instance_uid)] if image else None
+    images = None
+    if image is not None and is_image(image.sop_class_uid):
+        images = [SourceImageForMeasurementGroup(image.sop_class_uid, image.sop_instance_uid)]
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
             uid=naming.uid(f"tracking-{outcome.pack}.{outcome.task}"), identifier=outcome.title
@@ -99,6 +103,8 @@ def _group(outcome: TaskOutcome, analysis: StudyAnalysis, naming: Naming) -> Mea
         source_images=images,
     )
     sentences = [outcome.reason, *outcome.notes]
+    if outcome.mask is not None and not outcome.mask.pixels.any():
+        sentences.append(NOTHING_SEGMENTED)
     if outcome.operating_point is not None and outcome.operating_point.meaning:
         sentences.append(f"Operating point: {outcome.operating_point.meaning}")
     group[0].ContentSequence.extend(_comment(sentence) for sentence in sentences if sentence)

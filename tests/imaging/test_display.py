@@ -145,6 +145,17 @@ def test_pixels_that_cannot_be_decoded_give_one_clear_error(
         load_display(file)
 
 
+def test_a_damaged_code_stream_is_named_by_its_transfer_syntax(tmp_path: Path, pydicom_data: Path) -> None:
+    """The sentence names the transfer syntax; what the codec said of it is for the log."""
+    data = bytearray((pydicom_data / "RG1_J2KR.dcm").read_bytes())
+    start = data.index(b"\xff\x4f\xff\x51")
+    data[start : start + 4000] = bytes(4000)
+    (tmp_path / "a.dcm").write_bytes(data)
+    with pytest.raises(PixelDecodeError, match="JPEG 2000") as caught:
+        load_display(tmp_path / "a.dcm")
+    assert str(caught.value.__cause__) not in str(caught.value)
+
+
 def test_colour_is_shown_by_its_luminance(pydicom_data: Path) -> None:
     """A colour ultrasound becomes a grey picture."""
     pixels = load_display(pydicom_data / "US1_UNCR.dcm").pixels

@@ -1,6 +1,7 @@
 """The standard's own checker and other readers look at our objects."""
 
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,6 +49,18 @@ def test_refusals_are_valid_reports(tmp_path: Path, pydicom_data: Path, name: st
     """The SR of a refused radiograph, CT, MR, ultrasound or segmentation has no Error."""
     (file,) = results(refused_analysis(pydicom_data / name), pydicom_data / name, tmp_path)
     assert errors_of(file) == []
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["rtplan.dcm", "rtdose.dcm", "test-SR.dcm", "waveform_ecg.dcm"])
+def test_a_report_on_what_is_no_image_is_valid(tmp_path: Path, shared_data: Path, name: str) -> None:
+    """Plans, doses, reports and waveforms get a report too, in which neither the checker nor DCMTK finds an error."""
+    source = shared_data / "dicom/pydicom_core" / name
+    refused = refused_analysis(source)
+    looked_at = tuple(replace(each, image=refused.sources[0]) for each in refused.outcomes)
+    (file,) = results(replace(refused, outcomes=looked_at), source, tmp_path)
+    assert errors_of(file) == []
+    subprocess.run(["dsrdump", str(file)], capture_output=True, check=True)
 
 
 def test_dcmtk_reads_the_report(tmp_path: Path, pydicom_data: Path) -> None:

@@ -1,5 +1,6 @@
 """Result objects: what they say, that they are valid, and that making them again makes the same bytes."""
 
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,11 +10,11 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
+from pydicom.uid import Comprehensive3DSRStorage, RTPlanStorage, SegmentationStorage
 
 from appliance.domain.device import made_here
 from appliance.domain.errors import ReportError
-from appliance.domain.findings import RefusalCode, ResultObject, SegmentationMask, StudyAnalysis
+from appliance.domain.findings import RefusalCode, ResultObject, SegmentationMask, StudyAnalysis, TaskState
 from appliance.imaging.header import read_instance
 from appliance.reporting.codes import REFUSALS, refusal_code
 from appliance.reporting.read_back import masks_of
@@ -159,7 +160,7 @@ def test_a_retry_makes_the_same_bytes(tmp_path: Path, radiograph: Path) -> None:
     for one, other in zip(first, again, strict=True):
         assert Path(one.path).read_bytes() == Path(other.path).read_bytes()
         assert one.sop_instance_uid == other.sop_instance_uid
-    assert pydicom.dcmread(first[0].path).ContentTime == "123015.250000"
+    assert pydicom.dcmread(first[0].path).ContentTime == NOON.astimezone().strftime("%H%M%S.%f")
 
 
 def test_another_pack_or_image_makes_other_objects(tmp_path: Path, radiograph: Path) -> None:
@@ -175,6 +176,39 @@ def test_another_pack_or_image_makes_other_objects(tmp_path: Path, radiograph: P
     assert uids[0] == uids[3]
 
 
+def test_a_retry_that_ends_otherwise_makes_another_report(tmp_path: Path, radiograph: Path) -> None:
+    """A task that failed and then ran gives a new report, which an archive that holds the first one keeps as well."""
+    analysis = answered_analysis(radiograph)
+    *others, failed = analysis.outcomes
+    ran = replace(failed, state=TaskState.RAN, error="", score=0.1)
+    first = report(analysis, radiograph, tmp_path / "a")[0]
+    second = report(replace(analysis, outcomes=(*others, ran)), radiograph, tmp_path / "b")[0]
+    assert first.sop_instance_uid != second.sop_instance_uid
+
+
+def test_times_are_those_of_the_site(tmp_path: Path, radiograph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content Time is the time on the hospital's clock, like the times of the images that it stands beside."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        sr = pydicom.dcmread(report(answered_analysis(radiograph), radiograph, tmp_path / "out")[0].path)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert sr.ContentTime == "213015.250000"
+
+
+def test_what_is_no_image_is_evidence_only(tmp_path: Path) -> None:
+    """A plan or a waveform is in the evidence of its study's report, but no content item calls it an image."""
+    source = write_radiograph(tmp_path / "plan.dcm", SOPClassUID=RTPlanStorage)
+    refused = refused_analysis(source)
+    outcomes = tuple(replace(each, image=refused.sources[0]) for each in refused.outcomes)
+    sr = pydicom.dcmread(report(replace(refused, outcomes=outcomes), source, tmp_path / "out")[0].path)
+    assert not [item for item in items(sr) if item.ValueType == "IMAGE"]
+    evidence = sr.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence
+    assert [item.ReferencedSOPClassUID for item in evidence] == [RTPlanStorage]
+
+
 def test_an_unvalidated_pack_is_named_in_the_report(tmp_path: Path, radiograph: Path) -> None:
     """A report made with an untrained pack says so."""
     analysis = replace(answered_analysis(radiograph), validations={"chest-xray": "untrained"})
@@ -188,6 +222,8 @@ def test_an_empty_segmentation_makes_no_seg(tmp_path: Path, radiograph: Path) ->
     lungs = replace(analysis.outcomes[0], mask=SegmentationMask(np.zeros((96, 80), bool), None))
     objects = report(replace(analysis, outcomes=(lungs, *analysis.outcomes[1:])), radiograph, tmp_path / "out")
     assert [result.kind for result in objects] == ["SR"]
+    comments = [item.TextValue for item in named(pydicom.dcmread(objects[0].path), "121106")]
+    assert any("Nothing was segmented" in comment for comment in comments)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +252,7 @@ def test_a_refusal_is_a_result_for_every_kind_of_source(tmp_path: Path, pydicom_
         {"PatientName": "Ähm^Ünlü=山田^太郎"},
         {"PatientName": None, "PatientID": None, "StudyDate": None, "AccessionNumber": None},
         {"StudyDescription": "x" * 64},
+        {"PatientName": "=".join(("a" * 40, "\u5c71" * 40, "\u3084" * 40))},
     ],
 )
 def test_odd_patient_values_still_make_valid_objects(tmp_path: Path, odd: dict[str, Any]) -> None:
