@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from appliance.daemons.notify import notify
 from appliance.domain.errors import InsiteError
@@ -138,10 +137,8 @@ def show_settings(
     if check:
         sys.stdout.write("The settings are in order.\n")
         return
-    table = Table("setting", "value", "from", box=None)
     for key, value in flat(loaded.settings.model_dump(mode="json")):
-        table.add_row(key, json.dumps(value), loaded.origins.get(key, "default"))
-    Console(soft_wrap=True).print(table)
+        sys.stdout.write(f"{key:<32} {json.dumps(value):<24} {loaded.origins.get(key, 'default')}\n")
 
 
 @app.command()
@@ -171,6 +168,25 @@ def verify(
     sys.stdout.write(
         f"Insite {found.version}, {found.variant}: {found.files} files, whole and signed with {key.name}.\n"
     )
+
+
+@app.command()
+def user(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who may log in to the status site.")],
+    state: StateOption = None,
+    config: ConfigOption = None,
+    *,
+    admin: Annotated[bool, typer.Option("--admin", help="May also send results again and try studies again.")] = False,
+) -> None:
+    """Add a user of the status site; the password is asked for, or read from standard input."""
+    from appliance.storage.users import FILE_NAME, Role, UserStore  # noqa: PLC0415 - each command imports only what it runs
+
+    settings = _settings(state, config)
+    asks = sys.stdin.isatty()
+    password = typer.prompt("Password", hide_input=True, confirmation_prompt=True) if asks else sys.stdin.readline()
+    with UserStore(settings.state / FILE_NAME) as users:
+        added = users.add_user(name, password.rstrip("\n"), Role.ADMIN if admin else Role.VIEWER)
+    sys.stdout.write(f"{added.name} may log in as {added.role.value}.\n")
 
 
 @app.command()

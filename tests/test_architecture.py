@@ -1,5 +1,6 @@
 """The house stands as docs/architecture.md says: the import contracts hold, and they fail when broken."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -74,3 +75,19 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     code = f"import sys, appliance.cli; print(*sorted({heavy!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not result.stdout.strip()
+
+
+@pytest.mark.parametrize("module", ["appliance.inference.onnxruntime_cpu", "export.quantise"])
+def test_onnx_runtime_is_told_to_report_nothing(module: str) -> None:
+    """Whichever program loads ONNX Runtime, its telemetry is off before the library is there."""
+    code = (
+        "import builtins, os, sys; real = builtins.__import__\n"
+        "def watch(name, *rest):\n"
+        "    first = name.split('.')[0] == 'onnxruntime' and 'onnxruntime' not in sys.modules\n"
+        "    assert not first or os.environ.get('ORT_DISABLE_TELEMETRY') == '1', name\n"
+        "    return real(name, *rest)\n"
+        f"builtins.__import__ = watch\nimport {module}\nassert 'onnxruntime' in sys.modules"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,61 @@
+"""The command line, from outside."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from appliance.storage.users import FILE_NAME, Role, UserStore
+
+
+def insite(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    """Run `insite` with these arguments and this standard input."""
+    return subprocess.run(
+        [sys.executable, "-m", "appliance.cli", *arguments], input=text, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_user_is_added_with_a_password_from_standard_input(tmp_path: Path) -> None:
+    """A viewer and an administrator are added; a short password is refused in one sentence."""
+    state = str(tmp_path)
+    assert insite("user", "nora", "--state", state, text="a long enough one\n").returncode == 0
+    assert insite("user", "ada", "--admin", "--state", state, text="another long one\n").returncode == 0
+    short = insite("user", "max", "--state", state, text="short\n")
+    assert short.returncode == 1
+    assert short.stderr.startswith("insite: ")
+    with UserStore(tmp_path / FILE_NAME) as users:
+        assert {user.name: user.role for user in users.users()} == {"nora": Role.VIEWER, "ada": Role.ADMIN}
+
+
+def test_settings_are_printed_with_their_origin(tmp_path: Path) -> None:
+    """Every setting appears with its value and where it came from; a wrong file is one sentence and status 1."""
+    file = tmp_path / "insite.toml"
+    file.write_text("[node]\nport = 4242\n")
+    printed = insite("settings", "--config", str(file)).stdout
+    (line,) = [line for line in printed.splitlines() if "node.port" in line]
+    assert "4242" in line
+    assert str(file) in line
+    assert insite("settings", "--check", "--config", str(file)).stdout == "The settings are in order.\n"
+    file.write_text("[node]\nprot = 4242\n")
+    wrong = insite("settings", "--check", "--config", str(file))
+    assert wrong.returncode == 1
+    assert "Unknown setting node.prot" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_the_status_of_an_empty_state_folder_is_shown(tmp_path: Path) -> None:
+    """Before anything runs, status says so, as JSON and as a table."""
+    found = json.loads(insite("status", "--json", "--state", str(tmp_path)).stdout)
+    assert found["daemons"] == {"inference": False, "node": False, "web": False}
+    assert found["packs"] == []
+    assert "no" in insite("status", "--state", str(tmp_path)).stdout
+
+
+def test_analyse_says_what_it_did_in_lines(tmp_path: Path, pydicom_data: Path) -> None:
+    """Without `--json` there is one line for each study and one for each file left out."""
+    (tmp_path / "text.dcm").write_text("no DICOM")
+    files = [str(pydicom_data / "US1_UNCR.dcm"), str(tmp_path / "text.dcm")]
+    printed = insite("analyse", *files, "--out", str(tmp_path / "out")).stdout.splitlines()
+    assert len(printed) == 2
+    assert "refused: Modality is US" in printed[0]
+    assert printed[1].startswith("left out: ")
