@@ -29,7 +29,7 @@ demo: $(VENV)/.appliance ## send real DICOM through the whole chain and show wha
 test: check ## run every check and every test
 
 check: lint types contracts ## ruff, mypy, import contracts, tests with branch coverage
-	$(BIN)/python -m pytest -n 2 -m "not fleet" --cov --cov-report=term:skip-covered --cov-fail-under=85
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 lint: setup
 	$(BIN)/ruff check .
@@ -51,7 +51,7 @@ build/keys/signing-key.pem:
 	$(BIN)/insite-export keygen --out build/keys
 
 test-fleet: setup ## follow docs/fleet.md in a real guest of systemd-nspawn; needs root
-	INSITE_FLEET=1 $(BIN)/python -m pytest tests/fleet -s
+	$(BIN)/python -m pytest tests/fleet -m fleet -s
 
 proto: setup ## generate the Open Inference Protocol's Python from its .proto
 	$(BIN)/python -m appliance.inference.proto.generate

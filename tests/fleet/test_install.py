@@ -16,7 +16,7 @@ from tests.fleet.guest import Guest, base_image, running_guest
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1500),
-    pytest.mark.skipif(os.environ.get("INSITE_FLEET") != "1", reason="boots a guest as root: `make test-fleet`"),
+    pytest.mark.fleet,
 ]
 
 
