@@ -13,7 +13,7 @@ from pydicom.uid import UID
 
 from appliance.domain.errors import InputError, PixelDecodeError, UnreadableFileError
 from appliance.imaging.header import spacing_of
-from appliance.imaging.parsing import PARSE_ERRORS, no_warnings, numbers_of, read_dataset, text_of, values_of, whole_of
+from appliance.imaging.parsing import PARSE_ERRORS, numbers_of, read_dataset, text_of, values_of, whole_of
 
 LARGEST_PIXELS = 200_000_000
 """Declared rows x columns x samples x frames above which nothing is decoded: a broken header, or an attack."""
@@ -89,8 +89,7 @@ def load_display(path: Path) -> DisplayImage:
     turn = turn_from_orientation(values_of(dataset, "PatientOrientation"))
     _check_size(dataset)
     try:
-        with no_warnings():
-            pixels = _rendered(dataset)
+        pixels = _rendered(dataset)
     except PARSE_ERRORS as error:
         raise PixelDecodeError(f"The pixel data ({_syntax_name(dataset)}) can't be decoded.", WAY_FORWARD) from error
     return DisplayImage(np.ascontiguousarray(turn.upright(pixels)), turn, spacing_of(dataset))

@@ -3,8 +3,6 @@
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +46,19 @@ SHORTEST_ELEMENT = 8
 """Bytes of tag, VR and length (PS3.5 7.1.2)."""
 FIRST_GROUPS = frozenset({0x0002, 0x0004, 0x0008, 0x0800})
 """Groups with which a file without preamble may plausibly begin; the last is 0008 in big endian."""
+PARSER_MODULES = r"(pydicom|pylibjpeg|libjpeg|openjpeg|rle|gdcm|jpeg_ls|PIL)(\.|$)"
 PADDING = "\0 \n\r\t"
 SEND_AGAIN = "Send it again from its source."
 
 
-@contextmanager
-def no_warnings() -> Iterator[None]:
-    """Silence the parser's remarks on odd values: they are expected, and answered by treating a value as absent."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def silence_parser() -> None:
+    """Silence the parser's remarks on odd values: they are expected, and answered by treating a value as absent.
+
+    The filter is narrow and stays. `warnings.catch_warnings` swaps the filters of the whole process: of two threads
+    that read files at once, one would leave every warning of the process switched off.
+    """
+    if not any(getattr(module, "pattern", "") == PARSER_MODULES for _, _, _, module, _ in warnings.filters):
+        warnings.filterwarnings("ignore", module=PARSER_MODULES)
 
 
 def read_dataset(path: Path) -> FileDataset:
@@ -66,18 +67,18 @@ def read_dataset(path: Path) -> FileDataset:
     Raises:
         UnreadableFileError: It can't be opened, is not DICOM, or ends too early.
     """
+    silence_parser()
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:
             head = stream.read(132)
         if head[128:132] != b"DICM" and not _begins_like_dicom(head):
             raise UnreadableFileError("The file is not DICOM.", "Send DICOM files only.")
-        with no_warnings():
-            dataset = pydicom.dcmread(path, force=True, defer_size=DEFER_BYTES)
-            if _is_deflated(dataset):
-                dataset = pydicom.dcmread(path, force=True)
-            else:
-                _check_whole(dataset, size)
+        dataset = pydicom.dcmread(path, force=True, defer_size=DEFER_BYTES)
+        if _is_deflated(dataset):
+            dataset = pydicom.dcmread(path, force=True)
+        else:
+            _check_whole(dataset, size)
     except OSError as error:
         if error.errno is None:  # pydicom's own, where the next item of a sequence is missing
             raise UnreadableFileError("The file is truncated: it ends within a sequence.", SEND_AGAIN) from error
@@ -89,9 +90,9 @@ def read_dataset(path: Path) -> FileDataset:
 
 def value_of(dataset: Any, keyword: str) -> Any:
     """The first value of an attribute, or None when it is absent, empty or broken."""
+    silence_parser()
     try:
-        with no_warnings():
-            value = dataset.get(keyword)
+        value = dataset.get(keyword)
     except PARSE_ERRORS:
         return None
     if isinstance(value, MultiValue | Sequence | list | tuple):
@@ -101,9 +102,9 @@ def value_of(dataset: Any, keyword: str) -> Any:
 
 def values_of(dataset: Any, keyword: str) -> tuple[str, ...]:
     """All values of an attribute as stripped text; empty when it is absent or broken."""
+    silence_parser()
     try:
-        with no_warnings():
-            value = dataset.get(keyword)
+        value = dataset.get(keyword)
     except PARSE_ERRORS:
         return ()
     if value is None or value == "":

@@ -1,13 +1,14 @@
-"""The library's remarks on odd source values are expected: sources come from many vendors, results are checked."""
+"""The libraries' remarks on odd source values are expected: sources come from many vendors, results are checked."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+
+LIBRARIES = r"(pydicom|highdicom)(\.|$)"
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence warnings of the DICOM libraries while results are made."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def silence_libraries() -> None:
+    """Silence warnings of the DICOM libraries.
+
+    The filter is narrow and stays: swapping the process's filters for a while is not safe beside other threads.
+    """
+    if not any(getattr(module, "pattern", "") == LIBRARIES for _, _, _, module, _ in warnings.filters):
+        warnings.filterwarnings("ignore", module=LIBRARIES)

@@ -12,7 +12,7 @@ from appliance.domain.device import MODEL_NAME, DeviceIdentity
 from appliance.domain.errors import ReportError
 from appliance.domain.findings import ResultObject, StudyAnalysis
 from appliance.reporting.naming import naming_of
-from appliance.reporting.quiet import quiet
+from appliance.reporting.quiet import silence_libraries
 from appliance.reporting.seg import segmentation_of
 from appliance.reporting.sources import headers_of
 from appliance.reporting.sr import report_of
@@ -44,20 +44,20 @@ class DicomReporter:
         if not sources:
             raise ReportError("A study without images can't be reported on.", "Send the study again.")
         naming = naming_of(analysis, PROFILE)
-        with quiet():
-            headers = headers_of(sources)
-            try:
-                by_uid = {str(header.SOPInstanceUID): header for header in headers}
-                made = {
-                    "SR": report_of(analysis, headers, self._device, naming),
-                    "SEG": segmentation_of(analysis, by_uid, self._device, naming),
-                }
-            except BUILD_ERRORS as error:
-                raise ReportError(
-                    "No valid result object can be made from the source images.",
-                    "Look at the source's patient, study and series attributes.",
-                ) from error
-            return [self._save(kind, dataset, created, folder) for kind, dataset in made.items() if dataset is not None]
+        silence_libraries()
+        headers = headers_of(sources)
+        try:
+            by_uid = {str(header.SOPInstanceUID): header for header in headers}
+            made = {
+                "SR": report_of(analysis, headers, self._device, naming),
+                "SEG": segmentation_of(analysis, by_uid, self._device, naming),
+            }
+        except BUILD_ERRORS as error:
+            raise ReportError(
+                "No valid result object can be made from the source images.",
+                "Look at the source's patient, study and series attributes.",
+            ) from error
+        return [self._save(kind, dataset, created, folder) for kind, dataset in made.items() if dataset is not None]
 
     def _save(self, kind: str, dataset: Dataset, created: datetime, folder: Path) -> ResultObject:
         self._finish(dataset, created)

@@ -1,6 +1,8 @@
 """Headers: identity, patient, image attributes, and what happens to broken ones."""
 
 import shutil
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,19 @@ def test_a_dicomdir_is_an_index_not_an_instance(shared_data: Path, tmp_path: Pat
     shutil.copy(shared_data / "dicom/pydicom_core/dicomdirtests/DICOMDIR", tmp_path)
     with pytest.raises(UnreadableFileError, match="DICOMDIR"):
         read_instance(tmp_path / "DICOMDIR")
+
+
+def test_reading_at_once_leaves_other_warnings_on(pydicom_data: Path) -> None:
+    """Many threads may read odd files at once; no warning gets out, and warnings of other code are still heard."""
+    with ThreadPoolExecutor(8) as threads:
+        read = list(
+            threads.map(read_instance, [pydicom_data / "OT-PAL-8-face.dcm", pydicom_data / "RG1_UNCR.dcm"] * 20)
+        )
+    assert len(read) == 40
+    with pytest.warns(UserWarning, match="heard"):
+        warnings.warn("heard", UserWarning, stacklevel=1)
+    assert not any(action == "ignore" and category is Warning and module is None
+                   for action, _, category, module, _ in warnings.filters)  # fmt: skip
 
 
 @pytest.mark.data
