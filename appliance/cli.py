@@ -1,6 +1,7 @@
 """The command line `insite`: reads settings, starts daemons, analyses files, shows the state."""
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -221,6 +222,7 @@ def _run_daemon(run: Daemon, state: Path | None, config: Path | None) -> None:
     from appliance.daemons.pulse import pulse_of  # noqa: PLC0415 - each command imports only what it runs
 
     settings = _settings(state, config)
+    os.umask(os.umask(0o077) | 0o007)  # what the state folder holds is for the services and their group alone
     (settings.state / "run").mkdir(parents=True, exist_ok=True)
     pulse = pulse_of(run.__module__.rpartition(".")[2], settings)
 

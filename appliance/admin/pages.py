@@ -1,8 +1,9 @@
 """The pages behind the door: studies, one study and its picture, packs, incidents, and the health answer."""
 
 from datetime import datetime
+from typing import Any
 
-from flask import Response, abort, flash, g, redirect, render_template, request, url_for
+from flask import Response, abort, flash, g, redirect, render_template, request, session, url_for
 from flask.typing import ResponseReturnValue
 
 from appliance.admin.access import refreshes_itself
@@ -96,9 +97,13 @@ class Pages:
         return {"status": "ok", "version": self._site.version}
 
     def _audit(self, event: str, **facts: str | int) -> None:
-        if not refreshes_itself():
-            now: datetime = self._site.clock()
-            self._site.audit.record(now, g.user.name, request.remote_addr or "", event, **facts)
+        """Record a look; a page that refreshes itself is recorded when it shows something new to this session."""
+        looked: dict[str, Any] = session.setdefault("looked", {})
+        if refreshes_itself() and looked.get(event) == facts:
+            return
+        session["looked"] = {**looked, event: facts}
+        now: datetime = self._site.clock()
+        self._site.audit.record(now, g.user.name, request.remote_addr or "", event, **facts)
 
 
 def _number(argument: str) -> int | None:

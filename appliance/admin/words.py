@@ -46,8 +46,8 @@ DELIVERY_WORDS = {
 PACK_WORDS = {"active": Word("Active", "✓", "good"), "refused": Word("Refused", "✕", "bad")}
 """By the state that the inference daemon writes."""
 AGAIN_WORDS = {
-    StudyState.DONE: "Send results again",
-    StudyState.UNDELIVERED: "Send results again",
+    StudyState.DONE: "Analyse and send again",
+    StudyState.UNDELIVERED: "Analyse and send again",
     StudyState.FAILED: "Try again",
 }
 """What an administrator may ask for, by state; the lifecycle allows it nowhere else."""

@@ -31,7 +31,6 @@ class RefusalCode(enum.Enum):
     MULTI_FRAME = "multi-frame"
     COLOUR = "colour"
     FOR_PROCESSING = "for-processing"
-    DERIVED = "derived-image"
     ORIENTATION = "orientation"
     AGE_UNKNOWN = "age-unknown"
     AGE_OUT_OF_RANGE = "age-out-of-range"

@@ -71,7 +71,6 @@ class ImageAttributes:
     samples_per_pixel: int
     bits_stored: int
     pixel_spacing_mm: tuple[float, float] | None
-    image_type: tuple[str, ...]
     presentation_intent: str
     manufacturer: str
     model_name: str

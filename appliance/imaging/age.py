@@ -8,6 +8,8 @@ from appliance.domain.instance import AgeSource
 
 OLDEST_YEARS = 130.0
 """Beyond this a stated age is a mistake: nobody has reached 123."""
+CONTRADICTION_YEARS = 1.5
+"""A stated age is rounded to a year, and some systems round up; more is a contradiction."""
 YEARS_IN_UNIT = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 """Age String units (PS3.5 6.2, AS)."""
 _DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")
@@ -15,17 +17,28 @@ _DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")
 
 
 def age_of(patient_age: str, birth_date: str, study_dates: Iterable[str]) -> tuple[float | None, AgeSource]:
-    """The age in years at the study and where it comes from; the first readable one of `study_dates` counts."""
-    stated = age_from_string(patient_age)
+    """The age in years at the study and where it comes from; the first readable one of `study_dates` counts.
+
+    A stated age and a birth date that contradict each other leave the age unknown: believing the wrong one would let a
+    child's task speak of an adult.
+    """
+    stated, reckoned = age_from_string(patient_age), _age_from_dates(birth_date, study_dates)
+    if stated is not None and reckoned is not None and abs(stated - reckoned) > CONTRADICTION_YEARS:
+        return None, AgeSource.UNKNOWN
     if stated is not None:
         return stated, AgeSource.PATIENT_AGE
+    if reckoned is not None:
+        return reckoned, AgeSource.BIRTH_DATE
+    return None, AgeSource.UNKNOWN
+
+
+def _age_from_dates(birth_date: str, study_dates: Iterable[str]) -> float | None:
     born = _date_from(birth_date)
     seen = next((day for text in study_dates if (day := _date_from(text)) is not None), None)
-    if born is not None and seen is not None:
-        years = years_between(born, seen)
-        if 0 <= years <= OLDEST_YEARS:
-            return years, AgeSource.BIRTH_DATE
-    return None, AgeSource.UNKNOWN
+    if born is None or seen is None:
+        return None
+    years = years_between(born, seen)
+    return years if 0 <= years <= OLDEST_YEARS else None
 
 
 def age_from_string(text: str) -> float | None:

@@ -27,6 +27,8 @@ VIEW_FROM_CODE = {
 CHEST_CODES = frozenset({("SCT", "51185008"), ("SRT", "T-D3000")})
 """Thorax in Anatomic Region Sequence (PS3.16 CID 4009)."""
 CHUNK_BYTES = 1 << 20
+GROUP_LENGTH_HEAD = b"\x02\0\0\0UL\x04\0"
+"""File Meta Information Group Length (0002,0000), always Explicit VR Little Endian."""
 LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 """VRs with a 32-bit length in Explicit VR (PS3.5 7.1.2)."""
 
@@ -83,8 +85,10 @@ def content_digest(path: Path) -> str:
 
 
 def _dataset_offset(head: bytes) -> int:
-    """Where group 0002 ends; it is always Explicit VR Little Endian (PS3.10 7.1)."""
+    """Where the file meta information ends: by its group length where it has one (PS3.10 7.1), else by its tags."""
     at = 132 if head[128:132] == b"DICM" else 0
+    if head[at : at + 8] == GROUP_LENGTH_HEAD:
+        return at + 12 + int.from_bytes(head[at + 8 : at + 12], "little")
     while head[at : at + 2] == b"\x02\0":
         if head[at + 4 : at + 6] in LONG_VRS:
             at += 12 + int.from_bytes(head[at + 8 : at + 12], "little")
@@ -133,7 +137,6 @@ def _image(dataset: Dataset) -> ImageAttributes:
         samples_per_pixel=whole_of(dataset, "SamplesPerPixel", 1),
         bits_stored=whole_of(dataset, "BitsStored", 0),
         pixel_spacing_mm=spacing_of(dataset),
-        image_type=values_of(dataset, "ImageType"),
         presentation_intent=text_of(dataset, "PresentationIntentType").upper(),
         manufacturer=text_of(dataset, "Manufacturer"),
         model_name=text_of(dataset, "ManufacturerModelName"),

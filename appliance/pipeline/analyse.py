@@ -24,7 +24,6 @@ HOW_FAR: tuple[RefusalCode, ...] = (
     _C.MULTI_FRAME,
     _C.COLOUR,
     _C.FOR_PROCESSING,
-    _C.DERIVED,
     _C.BODY_PART,
     _C.VIEW,
     _C.AGE_UNKNOWN,

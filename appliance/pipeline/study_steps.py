@@ -53,8 +53,8 @@ class StudyPipeline:
         images = self._ledger.instances(token, revision)
         lost = sum(not _is_as_received(stored) for stored in images)
         if lost:
-            reason = f"{lost} of {len(images)} images are no longer on disk as received. Send the study again."
-            self.fail(token, revision, reason)
+            what = f"{lost} of {len(images)} images are no longer on disk as received."
+            self.fail(token, revision, f"{what} Send them again, then try the study again.")
             return Next.STOP
         try:
             self._look(token, revision, images)
@@ -162,7 +162,7 @@ def _is_as_received(stored: StoredInstance) -> bool:
 
 def _waiting_sentence(error: Exception) -> str:
     if isinstance(error, InferenceUnavailableError):
-        return "Waiting for the inference daemon."
+        return f"Waiting for the inference daemon. {error.message}"
     if isinstance(error, ProvenanceError | PackError):
         return "Waiting for the model pack, which is being exchanged."
     return "Waiting for the disk or the database."

@@ -43,7 +43,6 @@ REFUSALS = {
     RefusalCode.MULTI_FRAME: "Multi-frame image",
     RefusalCode.COLOUR: "Colour image",
     RefusalCode.FOR_PROCESSING: "Raw image, for processing",
-    RefusalCode.DERIVED: "Derived image",
     RefusalCode.ORIENTATION: "Orientation is not frontal",
     RefusalCode.AGE_UNKNOWN: "Age unknown",
     RefusalCode.AGE_OUT_OF_RANGE: "Age out of range",

@@ -1,6 +1,9 @@
 """UIDs of one study's results: derived from what they say and what they were made of."""
 
+import hashlib
 from dataclasses import dataclass
+
+import numpy as np
 
 from appliance.domain.findings import StudyAnalysis, TaskOutcome
 from appliance.domain.identifiers import uid_from_content
@@ -34,6 +37,15 @@ def naming_of(analysis: StudyAnalysis, profile: str) -> Naming:
 
 
 def _ending(outcome: TaskOutcome) -> str:
-    refusal = "" if outcome.refusal is None else outcome.refusal.code.value
-    precision = "" if outcome.provenance is None else outcome.provenance.precision
-    return f"{outcome.state.value}|{refusal}|{precision}"
+    """What a task said, so that a report which says something else is another object."""
+    point = outcome.operating_point
+    said = (
+        outcome.state.value,
+        "" if outcome.refusal is None else outcome.refusal.code.value,
+        "" if outcome.provenance is None else outcome.provenance.precision,
+        "" if outcome.image is None else outcome.image.sop_instance_uid,
+        "" if outcome.score is None else f"{outcome.score:.4f}",
+        "" if point is None else f"{point.threshold:.4f}",
+        "" if outcome.mask is None else hashlib.sha256(np.packbits(outcome.mask.pixels).tobytes()).hexdigest(),
+    )
+    return "|".join(said)

@@ -1,5 +1,6 @@
 """Turns an analysis into DICOM files: the report always, the segmentation where there is one."""
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -9,7 +10,7 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 
 from appliance.domain.device import MODEL_NAME, DeviceIdentity
-from appliance.domain.errors import ReportError
+from appliance.domain.errors import ReportError, StorageError, StorageFullError
 from appliance.domain.findings import ResultObject, StudyAnalysis
 from appliance.reporting.naming import naming_of
 from appliance.reporting.quiet import silence_libraries
@@ -39,11 +40,12 @@ class DicomReporter:
         """Write one SR, and one SEG where a segmentation ran, into `folder`; same input, same bytes.
 
         Raises:
-            ReportError: The sources can't carry the result, or the disk did not take it.
+            ReportError: The sources can't carry the result.
+            StorageFullError, StorageError: The disk did not take it; later it may.
         """
         if not sources:
             raise ReportError("A study without images can't be reported on.", "Send the study again.")
-        naming = naming_of(analysis, PROFILE)
+        naming = naming_of(analysis, f"{PROFILE} {self._device.version}")
         silence_libraries()
         headers = headers_of(sources)
         try:
@@ -73,7 +75,9 @@ class DicomReporter:
         except OSError as error:
             with suppress(OSError):
                 draft.unlink()
-            raise ReportError(f"{final} can't be written: {error.strerror}.", "Free space on its disk.") from error
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise StorageFullError(f"No space is left to write {final}.", "Free space on its disk.") from error
+            raise StorageError(f"{final} can't be written: {error.strerror}.", "Check its owner and disk.") from error
         return ResultObject(kind, str(dataset.SOPInstanceUID), str(dataset.SOPClassUID), str(final))
 
     def _finish(self, dataset: Dataset, created: datetime) -> None:

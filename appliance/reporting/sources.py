@@ -43,6 +43,10 @@ PLANE = ("FrameOfReferenceUID", "ImageOrientationPatient", "ImagePositionPatient
 """What places an image in space (PS3.3 C.7.4.1, C.7.6.2): taken over as a whole, or not at all."""
 
 
+IDENTIFIERS = frozenset({"PatientID", "IssuerOfPatientID", "AccessionNumber", "StudyID"})
+"""Values that name a patient or an order: whole in results, or empty."""
+
+
 def headers_of(sources: Mapping[str, Path]) -> list[Dataset]:
     """A clean header of each source, sorted by SOP Instance UID.
 
@@ -88,8 +92,13 @@ def _is_placed(raw: Dataset) -> bool:
 
 
 def _fitted(keyword: str, value: str) -> str:
-    """A value cut to what its VR holds; each of a name's three writings may be as long as that (PS3.5 6.2.1.1)."""
+    """A value cut to what its VR holds; each of a name's three writings may be as long as that (PS3.5 6.2.1.1).
+
+    An identifier is never cut: a part of one may be somebody else's.
+    """
     length = LENGTHS.get(keyword, 64)
+    if keyword in IDENTIFIERS:
+        return value if len(value) <= length else ""
     if keyword in NAMES:
         return "=".join(writing[:length] for writing in value.split("=")[:3])
     return value[:length]
@@ -101,5 +110,5 @@ def _text(raw: Dataset, keyword: str) -> str:
     except READ_ERRORS:
         return ""
     if isinstance(value, MultiValue | Sequence) and not isinstance(value, str):
-        value = value[0] if value else ""
+        value = value[0] if len(value) == 1 or (value and keyword not in IDENTIFIERS) else ""
     return re.sub(r"[\x00-\x1f\x7f\\]", " ", str(value or "")).strip()

@@ -12,7 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -160,8 +160,10 @@ class Spool:
     def _place(self, incoming: Incoming, target: Path) -> Path:
         with _storage_errors(self._folder):
             target.parent.mkdir(mode=0o770, parents=True, exist_ok=True)
-            with suppress(FileExistsError):
+            try:
                 os.link(incoming.path, target)
+            except FileExistsError:
+                _heal(target, incoming)
             for folder in (target.parent, target.parent.parent, self._folder):
                 _sync_folder(folder)
         return target
@@ -173,6 +175,17 @@ def _lock_is_free(stream: BinaryIO) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _heal(target: Path, incoming: Incoming) -> None:
+    """Put the arriving bytes in the place of a kept file that no longer has them: its name says what it should hold."""
+    with target.open("rb") as stream:
+        if _digest_of_data_set(stream) == incoming.content_sha256:
+            return
+    healed = target.with_name(f".{target.name}.{incoming.path.name}")
+    healed.unlink(missing_ok=True)
+    os.link(incoming.path, healed)
+    healed.replace(target)
 
 
 def _digest_of_data_set(stream: BufferedReader) -> str:

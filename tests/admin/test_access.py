@@ -144,7 +144,7 @@ def test_a_form_without_any_cookie_is_refused(scene: Scene) -> None:
 def test_a_viewer_may_look_but_not_ask_again(scene: Scene) -> None:
     """Sending results again is for administrators, by page and by address."""
     browser = scene.browser("vera")
-    assert "Send results again" not in browser.get(f"/studies/{scene.token}").text
+    assert "Analyse and send again" not in browser.get(f"/studies/{scene.token}").text
     answer = browser.post(f"/studies/{scene.token}/again")
     assert answer.status_code == 403
     assert "for administrators" in answer.text

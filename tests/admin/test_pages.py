@@ -151,7 +151,7 @@ def test_an_administrator_sends_results_again(scene: Scene) -> None:
     """A finished study gets a new revision that is worked on from the start; one that is being worked on can't."""
     browser = scene.browser("admin")
     page = f"/studies/{scene.token}"
-    assert "Send results again" in browser.get(page).text
+    assert "Analyse and send again" in browser.get(page).text
     assert browser.post(f"{page}/again").location == page
     assert scene.ledger.study(scene.token).state is StudyState.RECEIVING
     assert [record.revision for record in scene.ledger.revisions(scene.token)] == [1, 2]
@@ -184,7 +184,7 @@ def test_every_view_of_a_study_is_audited_once_without_names(scene: Scene) -> No
     """Who saw which study and when is on record; a page that refreshes itself adds nothing."""
     browser = scene.browser("vera")
     page = f"/studies/{scene.token}"
-    browser.get(page)
+    browser.get(page, HX_Request="true")
     browser.get(page, HX_Request="true")
     browser.get("/?text=leonard")
     views = [line for line in scene.audited() if line["event"] == "viewed-study"]

@@ -75,7 +75,7 @@ def test_a_study_waits_for_the_inference_daemon_and_is_then_done(settings: Setti
     """Without the inference daemon a study says what it waits for; when the daemon comes, results lie on disk."""
     with running(worker.run, settings), SqlLedger.open(settings.ledger_file) as ledger:
         token = arrive(ledger, tmp_path / "image.dcm")
-        until(lambda: ledger.study(token).reason == "Waiting for the inference daemon.")
+        until(lambda: ledger.study(token).reason.startswith("Waiting for the inference daemon."))
         assert ledger.study(token).state is StudyState.ANALYSING
         with running(inference.run, settings):
             until(lambda: ledger.study(token).state is StudyState.DONE)

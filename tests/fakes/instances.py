@@ -21,7 +21,6 @@ def radiograph(age: float | None = 64.0, **image: Any) -> Instance:
         samples_per_pixel=1,
         bits_stored=15,
         pixel_spacing_mm=None,
-        image_type=("ORIGINAL", "PRIMARY"),
         presentation_intent="",
         manufacturer="Acme",
         model_name="",

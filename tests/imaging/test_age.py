@@ -57,3 +57,12 @@ def test_whatever_stands_there_an_age_is_plausible_or_unknown(age: str, born: st
     years, source = age_of(age, born, dates)
     assert (years is None) == (source is AgeSource.UNKNOWN)
     assert years is None or 0 <= years <= 130
+
+
+@pytest.mark.parametrize(
+    ("stated", "source"),
+    [("074Y", AgeSource.PATIENT_AGE), ("075Y", AgeSource.PATIENT_AGE), ("003Y", AgeSource.UNKNOWN)],
+)
+def test_a_stated_age_that_contradicts_the_birth_date_is_no_age(stated: str, source: AgeSource) -> None:
+    """An age typed wrong must not let a child's task speak of an adult: the age counts as unknown."""
+    assert age_of(stated, "19500101", ["20240101"])[1] is source

@@ -1,5 +1,6 @@
 """Headers: identity, patient, image attributes, and what happens to broken ones."""
 
+import hashlib
 import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +43,8 @@ def test_a_real_radiograph_is_read(pydicom_data: Path) -> None:
 @pytest.mark.parametrize(
     ("attributes", "source"),
     [
-        ({"PatientAge": "007Y"}, AgeSource.PATIENT_AGE),
+        ({"PatientAge": "007Y", "PatientBirthDate": ""}, AgeSource.PATIENT_AGE),
+        ({"PatientAge": "007Y"}, AgeSource.UNKNOWN),
         ({"PatientAge": None, "PatientBirthDate": "20000101"}, AgeSource.BIRTH_DATE),
         ({"PatientAge": "", "PatientBirthDate": "20000101", "StudyDate": ""}, AgeSource.UNKNOWN),
         ({"PatientAge": None, "PatientBirthDate": "11111111"}, AgeSource.UNKNOWN),
@@ -221,6 +223,16 @@ def test_every_real_file_is_an_instance_or_a_clear_error(shared_data: Path) -> N
             read += 1
     assert read > 600
     assert refused > 20
+
+
+def test_a_data_set_that_begins_with_meta_elements_is_hashed_whole(tmp_path: Path) -> None:
+    """Elements of group 0002 in the data set itself count as content: the group length says where the head ends."""
+    file = write_radiograph(tmp_path / "a.dcm")
+    whole = file.read_bytes()
+    end = 144 + int.from_bytes(whole[140:144], "little")
+    stray = b"\x02\0\x16\0AE\x04\0HERE"
+    file.write_bytes(whole[:end] + stray + whole[end:])
+    assert content_digest(file) == hashlib.sha256(stray + whole[end:]).hexdigest()
 
 
 def test_a_large_deflated_file_is_read(tmp_path: Path) -> None:

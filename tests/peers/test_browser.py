@@ -113,7 +113,7 @@ def test_from_log_in_to_findings(visit: Visit) -> None:
     picture = page.locator("figure img")
     expect(picture).to_have_js_property("complete", value=True)
     assert picture.evaluate("image => image.naturalWidth") > 200
-    page.get_by_role("button", name="Send results again").click()
+    page.get_by_role("button", name="Analyse and send again").click()
     expect(page.get_by_role("status")).to_contain_text("in the queue again")
     page.get_by_role("button", name="Log out").click()
     expect(page.get_by_role("heading", name="Log in")).to_be_visible()
@@ -218,7 +218,7 @@ def test_everything_works_without_javascript(visit: Visit) -> None:
     """With JavaScript switched off, log-in, list, study and buttons work all the same."""
     visit.log_in()
     visit.page.get_by_role("link", name="PHANTOM, SYNTHETIC").click()
-    visit.page.get_by_role("button", name="Send results again").click()
+    visit.page.get_by_role("button", name="Analyse and send again").click()
     expect(visit.page.get_by_role("status")).to_contain_text("in the queue again")
 
 

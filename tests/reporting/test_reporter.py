@@ -1,5 +1,7 @@
 """Result objects: what they say, that they are valid, and that making them again makes the same bytes."""
 
+import errno
+import io
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage, RTPlanStorage, SegmentationStorage
 
 from appliance.domain.device import made_here
-from appliance.domain.errors import ReportError
+from appliance.domain.errors import ReportError, StorageError, StorageFullError
 from appliance.domain.findings import RefusalCode, ResultObject, SegmentationMask, StudyAnalysis, TaskState
 from appliance.imaging.header import read_instance
 from appliance.reporting.codes import REFUSALS, refusal_code
@@ -284,7 +286,7 @@ def test_without_sources_there_is_no_report(tmp_path: Path, radiograph: Path) ->
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, radiograph: Path) -> None:
     """Where the results can't be written the error names the path."""
     (tmp_path / "out").write_text("a file where the folder should be")
-    with pytest.raises(ReportError, match="can't be written"):
+    with pytest.raises(StorageError, match="can't be written"):
         report(answered_analysis(radiograph), radiograph, tmp_path / "out")
 
 
@@ -295,3 +297,44 @@ def test_what_is_no_segmentation_is_not_read_as_one(radiograph: Path, tmp_path: 
     for file in (radiograph, text, tmp_path / "gone.dcm"):
         with pytest.raises(ReportError, match="segmentation"):
             masks_of(file)
+
+
+class FullDisk(io.BytesIO):
+    """A stream on a disk without space."""
+
+    def write(self, data: object, /) -> int:
+        """Refuse every byte."""
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_no_failure_of_the_study(
+    tmp_path: Path, radiograph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without space for a result the error is one that waits for space, and no part of a file stays."""
+    analysis = answered_analysis(radiograph)
+    monkeypatch.setattr(Path, "open", lambda *_, **__: FullDisk())
+    with pytest.raises(StorageFullError, match="No space"):
+        report(analysis, radiograph, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("odd", "keyword"),
+    [({"PatientID": ["123", "456"]}, "PatientID"), ({"AccessionNumber": "ACC-2024-0001-987654"}, "AccessionNumber")],
+)
+@pytest.mark.filterwarnings("ignore:The value length")
+def test_an_identifier_is_never_cut(tmp_path: Path, odd: dict[str, Any], keyword: str) -> None:
+    """An identifier that has two values or is too long is left empty: a part of it may be somebody else's."""
+    source = tmp_path / "source.dcm"
+    write_radiograph(source, **odd)
+    sr = pydicom.dcmread(report(answered_analysis(source), source, tmp_path / "out")[0].path)
+    assert sr.get(keyword) in {"", None}
+
+
+def test_another_score_is_another_report(tmp_path: Path, radiograph: Path) -> None:
+    """A report that says something else never bears the UID of the one before."""
+    analysis = answered_analysis(radiograph)
+    changed = tuple(replace(each, score=0.1) if each.score is not None else each for each in analysis.outcomes)
+    first = report(analysis, radiograph, tmp_path / "a")
+    second = report(replace(analysis, outcomes=changed), radiograph, tmp_path / "b")
+    assert not {each.sop_instance_uid for each in first} & {each.sop_instance_uid for each in second}

@@ -68,6 +68,19 @@ def test_the_same_bytes_have_one_place_and_other_bytes_another(spool: Spool) -> 
     assert places[0].read_bytes().endswith(b"one")
 
 
+def test_a_damaged_file_is_healed_by_the_same_bytes_again(spool: Spool) -> None:
+    """A kept file that the disk damaged holds the right bytes again when its sender repeats the image."""
+    with spool.receive(iter([b"one"]), ORIGIN) as incoming:
+        place = spool.keep(incoming, "token", IDENTITY)
+    whole = place.read_bytes()
+    place.chmod(0o600)
+    place.write_bytes(whole[:-1] + b"X")
+    with spool.receive(iter([b"one"]), ORIGIN) as incoming:
+        assert spool.keep(incoming, "token", IDENTITY) == place
+    assert place.read_bytes() == whole
+    assert [file.name for file in place.parent.iterdir()] == [place.name]
+
+
 def test_names_reveal_no_identifiers(spool: Spool) -> None:
     """Paths hold digests, so that an identifier can't lead out of the folder or into a log."""
     odd = replace(IDENTITY, sop_instance_uid="../../etc/passwd", series_uid="/tmp")  # noqa: S108 - never opened
