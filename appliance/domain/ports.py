@@ -275,12 +275,14 @@ class Reporter(Protocol):
         sources: Mapping[str, Path],
         created: datetime,
         folder: Path,
+        earlier: Sequence[ResultObject] = (),
     ) -> Sequence[ResultObject]:
         """Write one SR, and one SEG where a segmentation ran, into `folder`; same input, same bytes.
 
         Args:
             sources: File of each source image by SOP Instance UID.
             created: Content date and time of the objects; aware.
+            earlier: What was made of the study's earlier revisions, oldest first; a new report refers to the last one.
 
         Raises:
             ReportError: The sources can't carry the result.

@@ -43,7 +43,7 @@ class StudyReporting:
         try:
             _clear(draft)
             draft.mkdir(parents=True)
-            written = self._reporter.write(kept.analysis, sources, kept.created, draft)
+            written = self._reporter.write(kept.analysis, sources, kept.created, draft, earlier)
             _take_over(earlier, written)
             for path in draft.iterdir():
                 _sync_file(path)

@@ -7,12 +7,13 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+import pydicom
 from pydicom.dataset import Dataset
 
 from appliance.domain.device import MODEL_NAME, DeviceIdentity
 from appliance.domain.errors import ReportError, StorageError, StorageFullError
 from appliance.domain.findings import ResultObject, StudyAnalysis
-from appliance.reporting.naming import naming_of
+from appliance.reporting.naming import Naming, naming_of
 from appliance.reporting.quiet import silence_libraries
 from appliance.reporting.seg import segmentation_of
 from appliance.reporting.sources import headers_of
@@ -36,6 +37,7 @@ class DicomReporter:
         sources: Mapping[str, Path],
         created: datetime,
         folder: Path,
+        earlier: Sequence[ResultObject] = (),
     ) -> Sequence[ResultObject]:
         """Write one SR, and one SEG where a segmentation ran, into `folder`; same input, same bytes.
 
@@ -51,7 +53,7 @@ class DicomReporter:
         try:
             by_uid = {str(header.SOPInstanceUID): header for header in headers}
             made = {
-                "SR": report_of(analysis, headers, self._device, naming),
+                "SR": report_of(analysis, headers, self._device, naming, _predecessors(earlier, naming)),
                 "SEG": segmentation_of(analysis, by_uid, self._device, naming),
             }
         except BUILD_ERRORS as error:
@@ -97,3 +99,13 @@ class DicomReporter:
         dataset.SoftwareVersions = self._device.version
         for contribution in dataset.get("ContributingEquipmentSequence", []):
             contribution.ContributionDateTime = local.strftime("%Y%m%d%H%M%S.%f")
+
+
+def _predecessors(earlier: Sequence[ResultObject], naming: Naming) -> list[Dataset]:
+    """The report that this one replaces, if there is one on disk that is not the very same."""
+    last = [result for result in earlier if result.kind == "SR"][-1:]
+    return [
+        pydicom.dcmread(result.path, stop_before_pixels=True)
+        for result in last
+        if result.sop_instance_uid != naming.uid("SR") and Path(result.path).is_file()
+    ]

@@ -46,12 +46,17 @@ class _AnySourceSR(Comprehensive3DSR):
 
 
 def report_of(
-    analysis: StudyAnalysis, headers: Sequence[Dataset], device: DeviceIdentity, naming: Naming
+    analysis: StudyAnalysis,
+    headers: Sequence[Dataset],
+    device: DeviceIdentity,
+    naming: Naming,
+    previous: Sequence[Dataset] = (),
 ) -> Comprehensive3DSR:
     """The report of one study.
 
     Args:
         headers: Clean headers of all source images (`headers_of`), the first of which gives patient and study.
+        previous: The report that this one replaces (PS3.3 C.17.2, Predecessor Documents Sequence).
     """
     groups = [_group(outcome, analysis, naming) for outcome in analysis.outcomes]
     content = MeasurementReport(
@@ -69,6 +74,7 @@ def report_of(
         instance_number=1,
         manufacturer=MANUFACTURER,
         is_complete=True,
+        previous_versions=list(previous) or None,
     )
     report.SeriesDescription = "AI results, unverified"
     return report

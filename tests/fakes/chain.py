@@ -152,7 +152,12 @@ class PlainReporter:
     error: Exception | None = None
 
     def write(
-        self, analysis: StudyAnalysis, sources: Mapping[str, Path], created: datetime, folder: Path
+        self,
+        analysis: StudyAnalysis,
+        sources: Mapping[str, Path],
+        created: datetime,
+        folder: Path,
+        earlier: Sequence[ResultObject] = (),
     ) -> Sequence[ResultObject]:
         """As the Protocol says."""
         if self.error is not None:

@@ -211,6 +211,21 @@ def test_what_is_no_image_is_evidence_only(tmp_path: Path) -> None:
     assert [item.ReferencedSOPClassUID for item in evidence] == [RTPlanStorage]
 
 
+def test_a_new_report_refers_to_the_one_it_replaces(tmp_path: Path, radiograph: Path) -> None:
+    """The report of a later revision names its predecessor; one that says the same is the same and names none."""
+    analysis = answered_analysis(radiograph)
+    first = report(analysis, radiograph, tmp_path / "a")
+    later = replace(analysis, pack_digests={"chest-xray": "d" * 64})
+    sources = {analysis.sources[0].sop_instance_uid: radiograph}
+    second = DicomReporter(DEVICE).write(later, sources, NOON, tmp_path / "b", first)
+    (study,) = pydicom.dcmread(second[0].path).PredecessorDocumentsSequence
+    assert (
+        study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == first[0].sop_instance_uid
+    )
+    same = DicomReporter(DEVICE).write(analysis, sources, NOON, tmp_path / "c", first)
+    assert "PredecessorDocumentsSequence" not in pydicom.dcmread(same[0].path)
+
+
 def test_an_unvalidated_pack_is_named_in_the_report(tmp_path: Path, radiograph: Path) -> None:
     """A report made with an untrained pack says so."""
     analysis = replace(answered_analysis(radiograph), validations={"chest-xray": "untrained"})
