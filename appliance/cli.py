@@ -177,12 +177,18 @@ def user(
     state: StateOption = None,
     config: ConfigOption = None,
     *,
-    admin: Annotated[bool, typer.Option("--admin", help="May also send results again and try studies again.")] = False,
+    admin: Annotated[bool, typer.Option("--admin", help="May also have studies analysed and sent again.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove this user instead.")] = False,
 ) -> None:
-    """Add a user of the status site; the password is asked for, or read from standard input."""
+    """Add or remove a user of the status site; a password is asked for, or read from standard input."""
     from appliance.storage.users import FILE_NAME, Role, UserStore  # noqa: PLC0415 - each command imports only what it runs
 
     settings = _settings(state, config)
+    if remove:
+        with UserStore(settings.state / FILE_NAME) as users:
+            users.remove_user(name)
+        sys.stdout.write(f"{name} may no longer log in.\n")
+        return
     asks = sys.stdin.isatty()
     password = typer.prompt("Password", hide_input=True, confirmation_prompt=True) if asks else sys.stdin.readline()
     with UserStore(settings.state / FILE_NAME) as users:

@@ -63,23 +63,9 @@ class TeacherSection:
 
 
 @dataclass(frozen=True, slots=True)
-class StudentSection:
+class StudentSection(TeacherSection):
     """How the student is distilled: as the teacher, and the weights of what the teacher says."""
 
-    architecture: str
-    steps: int
-    batch: int
-    backbone_rate: float
-    head_rate: float
-    weight_decay: float
-    frozen_blocks: int
-    ema_decay: float
-    nih_share: float
-    settling_steps: int
-    settling_strength: float
-    settling_rate: float
-    settling_nih_share: float
-    finishing_steps: int
     soft_label_weight: float
     feature_weight: float
     soft_mask_weight: float

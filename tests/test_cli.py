@@ -25,6 +25,9 @@ def test_a_user_is_added_with_a_password_from_standard_input(tmp_path: Path) -> 
     assert short.stderr.startswith("insite: ")
     with UserStore(tmp_path / FILE_NAME) as users:
         assert {user.name: user.role for user in users.users()} == {"nora": Role.VIEWER, "ada": Role.ADMIN}
+    assert insite("user", "nora", "--remove", "--state", state).returncode == 0
+    with UserStore(tmp_path / FILE_NAME) as users:
+        assert [user.name for user in users.users()] == ["ada"]
 
 
 def test_settings_are_printed_with_their_origin(tmp_path: Path) -> None:
