@@ -143,18 +143,61 @@ def show_settings(
 
 
 @app.command()
-def doctor(state: StateOption = None, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+def doctor(
+    state: StateOption = None,
+    config: ConfigOption = None,
+    *,
+    as_json: JsonOption = False,
+    known: Annotated[
+        Path | None,
+        typer.Option("--known", metavar="FILE", help="An earlier --json report; what failed there is only a warning."),
+    ] = None,
+) -> None:
     """Examine this installation and say the way forward of whatever is wrong; exit status 1 if anything is."""
-    from appliance.daemons.doctor import as_values, examine, healthy, lines_of  # noqa: PLC0415 - each command imports only what it runs
+    from appliance.daemons.doctor import as_values, examine, excused, healthy, lines_of, names_failed_in  # noqa: PLC0415 - each command imports only what it runs
 
     loaded = load(config, _overrides(state))
     configure_logs("error", loaded.settings.log.format)
-    found = examine(loaded.settings)
+    before = frozenset() if known is None else names_failed_in(known)
+    found = excused(examine(loaded.settings), before)
     if as_json:
         _print_json(as_values(found))
     else:
         sys.stdout.write("".join(f"{line}\n" for line in lines_of(found)))
     raise typer.Exit(0 if healthy(found) else 1)
+
+
+@app.command(name="golden-study")
+def golden_study(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="A DICOM file; default: the first pack's own golden case.")
+    ] = None,
+    state: StateOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Send one image through the running services and check its report; no destination gets the results."""
+    from appliance.daemons.golden_study import run_golden_study  # noqa: PLC0415 - each command imports only what it runs
+
+    settings = load(config, _overrides(state)).settings
+    configure_logs("error", settings.log.format)
+    found = run_golden_study(settings, file)
+    tasks = ", ".join(f"{name} {outcome.value}" for name, outcome in found.tasks)
+    sys.stdout.write(f"The golden study was answered with {' and '.join(found.objects)}: {tasks}.\n")
+
+
+@app.command()
+def drain(
+    seconds: Annotated[float, typer.Option("--seconds", min=0, help="How long to wait, in seconds.")] = 120.0,
+    state: StateOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Wait until no study is received, analysed or reported; what is left is taken up at the next start."""
+    from appliance.daemons.drain import drained  # noqa: PLC0415 - each command imports only what it runs
+
+    settings = load(config, _overrides(state)).settings
+    configure_logs("error", settings.log.format)
+    left = drained(settings, seconds)
+    sys.stdout.write(f"{left} studies are still under way.\n" if left else "No study is under way.\n")
 
 
 @bundle_commands.command()

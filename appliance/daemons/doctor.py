@@ -1,12 +1,16 @@
 """`insite doctor`: looks at everything that must hold for this installation to do its work, one line each."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from appliance.daemons import doctor_machine, doctor_services
 from appliance.daemons.doctor_check import Check, Health
+from appliance.domain.errors import InputError
 from appliance.settings import Settings
 
 SIGNS = {Health.OK: "ok     ", Health.WARNING: "WARNING", Health.FAILED: "FAILED "}
@@ -21,6 +25,27 @@ def examine(settings: Settings, clock: Callable[[], datetime] = lambda: datetime
 def healthy(found: Sequence[Check]) -> bool:
     """Whether nothing failed; warnings are no failure."""
     return not any(check.health is Health.FAILED for check in found)
+
+
+def excused(found: Sequence[Check], names: frozenset[str]) -> Sequence[Check]:
+    """The same checks; a failure of one of these names is a warning: it was there before a change, so not by it."""
+    return [
+        replace(check, health=Health.WARNING) if check.health is Health.FAILED and check.name in names else check
+        for check in found
+    ]
+
+
+def names_failed_in(report: Path) -> frozenset[str]:
+    """The checks that failed in an earlier report (`insite doctor --json`).
+
+    Raises:
+        InputError: The file is no such report.
+    """
+    try:
+        checks = json.loads(report.read_text(encoding="utf-8"))["checks"]
+        return frozenset(each["name"] for each in checks if each["health"] == Health.FAILED.value)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{report} is no report of the doctor: {error}.", "Make one with --json.") from error
 
 
 def lines_of(found: Sequence[Check]) -> Iterator[str]:

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from appliance.daemons.doctor_check import Check, failed, failed_by, ok, warning
-from appliance.daemons.pulse import EVERY_ADDRESS
+from appliance.daemons.pulse import EVERY_ADDRESS, node_peer
 from appliance.daemons.serve import port_of
 from appliance.domain.errors import DeliveryError, InferenceError, PackError, StorageError
 from appliance.domain.lifecycle import OPEN_STATES, StudyState
 from appliance.domain.manifest import VerifiedPack
-from appliance.domain.ports import Destination
 from appliance.governance.activation import activate
 from appliance.inference.client import OipClient
 from appliance.network.scu import DicomSender
@@ -57,15 +56,13 @@ def _golden(pack: VerifiedPack, settings: Settings) -> Check:
 
 def node(settings: Settings) -> Iterator[Check]:
     """Whether the node answers a C-ECHO on its own port."""
-    host = EVERY_ADDRESS.get(settings.node.bind, settings.node.bind)
-    port = port_of(settings.state, "node", settings.node.port)
-    caller = settings.node.callers[0] if settings.node.callers else settings.node.ae_title
+    caller, peer = node_peer(settings)
     try:
-        DicomSender(caller).echo(Destination("The node", settings.node.ae_title, host, port))
+        DicomSender(caller).echo(peer)
     except DeliveryError as error:
         yield failed("node", error.message, "Look at its log: journalctl -u insite-node.")
     else:
-        yield ok("node", f"{settings.node.ae_title} answers C-ECHO on port {port}.")
+        yield ok("node", f"{peer.ae_title} answers C-ECHO on port {peer.port}.")
 
 
 def web(settings: Settings) -> Iterator[Check]:

@@ -96,14 +96,20 @@ def pulse_of(daemon: str, settings: Settings) -> Pulse:
 
 def node_answers(settings: Settings) -> bool:
     """Whether the node takes an association on its own port, or refuses it in DICOM's own words."""
-    host = EVERY_ADDRESS.get(settings.node.bind, settings.node.bind)
-    caller = settings.node.callers[0] if settings.node.callers else settings.node.ae_title
-    port = port_of(settings.state, "node", settings.node.port)
+    caller, node = node_peer(settings)
     try:
-        DicomSender(caller).echo(Destination("the node", settings.node.ae_title, host, port))
+        DicomSender(caller).echo(node)
     except DeliveryError as error:
         return "rejected" in error.message
     return True
+
+
+def node_peer(settings: Settings) -> tuple[str, Destination]:
+    """A calling AE title that the node takes, and the node itself as this machine reaches it."""
+    host = EVERY_ADDRESS.get(settings.node.bind, settings.node.bind)
+    caller = settings.node.callers[0] if settings.node.callers else settings.node.ae_title
+    port = port_of(settings.state, "node", settings.node.port)
+    return caller, Destination("the node", settings.node.ae_title, host, port)
 
 
 def inference_answers(settings: Settings) -> bool:

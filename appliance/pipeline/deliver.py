@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from appliance.domain.errors import DeliveryError
+from appliance.domain.golden_study import is_golden_study
 from appliance.domain.lifecycle import DeliveryState, StudyEvent, StudyState
 from appliance.domain.ports import DeliveryRecord, Destination, Ledger, Sender
 from appliance.telemetry import logger_for
@@ -27,9 +28,13 @@ class StudyDelivery:
         self._log = logger_for("pipeline")
 
     def hand_over(self, token: str, revision: int) -> Sequence[str]:
-        """Note a delivery for each destination and name those still due; without any, the study is done here."""
+        """Note a delivery for each destination and name those still due; without any, the study is done here.
+
+        A golden study is a trial of this machine: no destination gets its results.
+        """
         known = {record.destination: record for record in self._ledger.deliveries(token, revision)}
-        for name in self._destinations:
+        golden = is_golden_study(self._ledger.study(token, revision).key)
+        for name in () if golden else self._destinations:
             if name not in known:
                 self._ledger.record_delivery(DeliveryRecord(token, revision, name, DeliveryState.PENDING, 0, ""))
         self._conclude(token, revision)
