@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.daemons.pulse import node_peer
-from appliance.domain.errors import GateError, InsiteError, PackError, UnknownStudyError
+from appliance.domain.errors import GateError, InsiteError, PackError
 from appliance.domain.findings import StudyAnalysis, TaskOutcome, TaskState
 from appliance.domain.instance import key_of
 from appliance.domain.lifecycle import OPEN_STATES, StudyState
@@ -53,32 +53,24 @@ def run_golden_study(settings: Settings, file: Path | None = None) -> GoldenStud
     packs = _packs(settings)
     with tempfile.TemporaryDirectory(prefix="insite-golden-") as folder:
         image = Path(folder) / "golden.dcm"
-        expected = None
         if file is None:
-            expected = _expected(packs)
-            body_parts = expected.pack.tasks[0].eligibility.body_parts
-            write_golden_case(expected.cases.inputs[0, 0], body_parts[0] if body_parts else "", image)
+            body_parts = packs[0].manifest.tasks[0].eligibility.body_parts
+            write_golden_case(golden_cases(packs[0]).inputs[0, 0], body_parts[0] if body_parts else "", image)
         else:
             write_renamed(file, image)
         token = key_of(read_instance(image)).token
         caller, node = node_peer(settings)
         DicomSender(caller).send(node, [image])
     with SqlLedger.open(settings.ledger_file) as ledger:
-        record = _ended(ledger, token, settings.study.quiet_seconds + ANSWER_SECONDS)
+        record = ended(ledger, token, settings.study.quiet_seconds + ANSWER_SECONDS)
         analysis = ledger.analysis(token, record.revision)
         objects = [made.kind for made in ledger.objects(token, record.revision) if Path(made.path).is_file()]
     if record.state is not StudyState.DONE or analysis is None or "SR" not in objects:
         raise InsiteError(f"The golden study ended as {record.state.value}. {record.reason}".strip(), _LOOK)
     _require_packs(analysis, packs)
-    if expected is not None:
-        _require_scores(analysis, expected)
+    if file is None:
+        require_scores(analysis, packs[0].manifest, golden_cases(packs[0]))
     return GoldenStudy([(f"{each.pack}.{each.task}", each.state) for each in analysis.outcomes], objects)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Expected:
-    pack: PackManifest
-    cases: GoldenCases
 
 
 def _packs(settings: Settings) -> list[VerifiedPack]:
@@ -91,24 +83,21 @@ def _packs(settings: Settings) -> list[VerifiedPack]:
     return packs
 
 
-def _expected(packs: Sequence[VerifiedPack]) -> _Expected:
-    pack = packs[0]
-    return _Expected(pack.manifest, golden_cases(pack))
+def ended(ledger: SqlLedger, token: str, seconds: float) -> StudyRecord:
+    """The study when nothing is due for it any more.
 
-
-def _ended(ledger: SqlLedger, token: str, seconds: float) -> StudyRecord:
+    Raises:
+        InsiteError: Work is still due after `seconds`.
+    """
     deadline = time.monotonic() + seconds
-    while True:
-        try:
-            record = ledger.study(token)
-        except UnknownStudyError:
-            raise InsiteError("The node took the golden study, but the ledger does not know it.", _LOOK) from None
-        if record.state not in OPEN_STATES:
-            return record
-        if time.monotonic() > deadline:
+    record = ledger.study(token)
+    while record.state in OPEN_STATES:
+        if time.monotonic() >= deadline:
             standing = f"it is {record.state.value}. {record.reason}".strip()
             raise InsiteError(f"The golden study had no answer in {seconds:.0f} s; {standing}", _LOOK)
         time.sleep(POLL_SECONDS)
+        record = ledger.study(token)
+    return record
 
 
 def _require_packs(analysis: StudyAnalysis, packs: Sequence[VerifiedPack]) -> None:
@@ -118,17 +107,22 @@ def _require_packs(analysis: StudyAnalysis, packs: Sequence[VerifiedPack]) -> No
         raise PackError(f"The golden study was not answered by the installed {', '.join(sorted(wrong))}.", _LOOK)
 
 
-def _require_scores(analysis: StudyAnalysis, expected: _Expected) -> None:
-    """Every score must be the recorded one, the guard's among them; what the guard refuses must have none."""
-    outcomes = [each for each in analysis.outcomes if each.pack == expected.pack.name]
-    guards = [each for each in outcomes if each.task == expected.pack.guard and each.state is TaskState.RAN]
+def require_scores(analysis: StudyAnalysis, pack: PackManifest, cases: GoldenCases) -> None:
+    """Every score of the first golden case must be the recorded one, the guard's among them.
+
+    Raises:
+        GateError: A score is off, the guard did not look, or a task failed.
+    """
+    outcomes = [each for each in analysis.outcomes if each.pack == pack.name]
     failed = [each for each in outcomes if each.state is TaskState.FAILED]
-    if not guards or failed:
-        what = failed[0].error if failed else "The guard did not look at the golden case."
-        raise GateError(f"The golden study was not answered in full. {what}", _LOOK)
-    for outcome in outcomes:
-        if outcome.state is TaskState.RAN and outcome.kind is not TaskKind.SEGMENTATION:
-            _require_score(outcome, expected.cases)
+    if failed:
+        raise GateError(f"{failed[0].task} failed on the golden study. {failed[0].error}", _LOOK)
+    ran = [each for each in outcomes if each.state is TaskState.RAN]
+    if pack.guard not in {each.task for each in ran}:
+        raise GateError("The guard did not look at the golden study.", _LOOK)
+    for outcome in ran:
+        if outcome.kind is not TaskKind.SEGMENTATION:
+            _require_score(outcome, cases)
 
 
 def _require_score(outcome: TaskOutcome, cases: GoldenCases) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from appliance.daemons import doctor_machine, doctor_services
-from appliance.daemons.doctor import as_values, examine, healthy, lines_of
+from appliance.daemons.doctor import as_values, examine, excused, healthy, lines_of, names_failed_in
 from appliance.daemons.doctor_check import Check, Health
+from appliance.domain.errors import InputError
 from appliance.inference.runner import PackRunner
 from appliance.inference.server import InferenceServer
 from appliance.packs.open import open_pack
@@ -92,6 +93,18 @@ def test_lines_and_json_say_the_same(settings: Settings) -> None:
     assert [each["name"] for each in values["checks"]] == [check.name for check in found]
     assert values["healthy"] is False
     assert list(lines_of([Check("disk", Health.OK, "Room.")]))[-1] == "All is in order."
+
+
+def test_what_failed_before_a_change_does_not_fail_it(settings: Settings, tmp_path: Path) -> None:
+    """Failures that an earlier report names become warnings, others stay; a file that is no report is refused."""
+    found = examine(settings, lambda: NOW)
+    report = tmp_path / "before.json"
+    report.write_text(json.dumps(as_values(found)), encoding="utf-8")
+    assert healthy(excused(found, names_failed_in(report)))
+    assert not healthy(excused([*found, Check("new", Health.FAILED, "Broken.")], names_failed_in(report)))
+    report.write_text("[]", encoding="utf-8")
+    with pytest.raises(InputError, match="no report of the doctor"):
+        names_failed_in(report)
 
 
 def test_golden_cases_are_answered_by_the_running_daemon(serving: Settings) -> None:

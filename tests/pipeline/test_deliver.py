@@ -1,17 +1,22 @@
 """Results reach each destination, or the ledger says why not."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from appliance.domain.errors import DeliveryError
 from appliance.domain.findings import ResultObject
+from appliance.domain.golden_study import ISSUER, PATIENT_ID
+from appliance.domain.instance import key_of
 from appliance.domain.lifecycle import DeliveryState, StudyEvent, StudyState
-from appliance.domain.ports import Destination
+from appliance.domain.ports import Destination, StoredInstance
 from appliance.pipeline.deliver import StudyDelivery
 from appliance.storage.ledger import SqlLedger
 from tests.fakes.chain import ScriptedPeer
+from tests.fakes.instances import radiograph
 
 REPORTED = (StudyEvent.SETTLED, StudyEvent.STARTED, StudyEvent.ANALYSED, StudyEvent.REPORTED)
 PEERS = {name: Destination(name, name.upper(), "127.0.0.1", 104) for name in ("pacs", "archive")}
@@ -51,6 +56,21 @@ def test_without_destinations_a_study_is_done_with_results_on_disk(ledger: SqlLe
     """An appliance without a destination keeps results and calls the study done."""
     assert StudyDelivery(ledger, ScriptedPeer(), {}, attempts=3).hand_over(token, 1) == []
     assert ledger.study(token).state is StudyState.DONE
+
+
+def test_a_golden_study_is_done_without_a_delivery(
+    ledger: SqlLedger, walk: Callable[..., None], tmp_path: Path
+) -> None:
+    """A trial of this machine ends as done, and no destination gets its results."""
+    made = radiograph()
+    made = replace(made, patient=replace(made.patient, patient_id=PATIENT_ID, issuer=ISSUER))
+    ledger.add_instance(StoredInstance(made, tmp_path / "1.dcm", datetime.now(UTC), "INSITE", own_result=False))
+    token = key_of(made).token
+    walk(token, *REPORTED)
+    peer = ScriptedPeer()
+    assert StudyDelivery(ledger, peer, PEERS, attempts=3).hand_over(token, 1) == []
+    assert ledger.study(token).state is StudyState.DONE
+    assert peer.taken == {}
 
 
 def test_a_peer_that_is_away_is_tried_again_until_given_up(ledger: SqlLedger, token: str) -> None:
