@@ -105,7 +105,11 @@ def running_guest(base: Path, folder: Path) -> Iterator[Guest]:
             for each in (link, "lo"):
                 _do("ip", "-n", namespace, "link", "set", each, "up")
         _do("ip", "-n", inside, "route", "add", "default", "via", OPERATOR)
-        _started(stack, guest.outside("tcpdump", "-i", "op0", "-U", "-w", str(guest.capture)), folder / "tcpdump.log")
+        _started(
+            stack,
+            guest.outside("tcpdump", "-i", "op0", "-s", "128", "-U", "-w", str(guest.capture)),
+            folder / "tcpdump.log",
+        )
         boot = (
             "mount -t cgroup2 none /sys/fs/cgroup; trap 'kill $guest; wait $guest; exit' TERM; while :; do "
             f"systemd-nspawn --quiet --boot --register=no --keep-unit --directory={root} --machine={name} "
