@@ -3,7 +3,8 @@
 from sqlalchemy import Boolean, Column, ForeignKeyConstraint, Index, Integer, MetaData, String, Table, Text
 
 SCHEMA_VERSION = 1
-"""Kept in `PRAGMA user_version`; a database of a later version is refused."""
+"""Kept in `PRAGMA user_version`; a database of a later version is refused. A rollback runs the release before on the
+present file, so a new table leaves the number as it is; it is raised only with a release between (ADR 7)."""
 
 METADATA = MetaData()
 
