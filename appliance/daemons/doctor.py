@@ -68,6 +68,7 @@ def as_values(found: Sequence[Check]) -> dict[str, Any]:
 def _looks(settings: Settings, clock: Callable[[], datetime]) -> Iterator[Check]:
     yield from doctor_machine.disk(settings)
     yield from doctor_machine.permissions(settings)
+    yield from doctor_machine.firewall()
     yield from doctor_services.packs(settings)
     yield from doctor_services.node(settings)
     yield from doctor_services.worker(settings)

@@ -2,6 +2,7 @@
 
 import shutil
 import stat
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ from appliance.settings import Settings
 MIB = 1 << 20
 SPARE = 2
 """Less than this many times the least free space is worth a look, before the node has to turn images away."""
+FIREWALL_RULES = Path("/opt/insite/current/site/firewall.nft")
+"""Where the role puts them (docs/fleet.md)."""
 OTHERS = stat.S_IRWXO
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -42,6 +45,25 @@ def permissions(settings: Settings) -> Iterator[Check]:
     yield from found
     if not found:
         yield ok("permissions", "Patient data is closed to other users; trusted keys can't be changed by them.")
+
+
+def firewall(rules: Path = FIREWALL_RULES, program: str = "/usr/sbin/nft") -> Iterator[Check]:
+    """Whether the firewall's table is in force on a machine whose installation wrote rules for it."""
+    if not rules.exists():
+        return
+    try:
+        answer = subprocess.run(  # noqa: S603 - a fixed program and fixed words
+            [program, "list", "table", "inet", "insite"], capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        yield warning("firewall", f"{program} can't be run: {error.strerror}.", "Install the Debian package nftables.")
+        return
+    if answer.returncode == 0:
+        yield ok("firewall", "Only configured peers come in and are spoken to.")
+    elif "not permitted" in answer.stderr:
+        yield warning("firewall", "The firewall's table can't be looked at.", "Run the doctor as root.")
+    else:
+        yield failed("firewall", "The firewall's table is not in force.", "systemctl restart nftables-insite")
 
 
 def _private(settings: Settings) -> Iterator[Path]:

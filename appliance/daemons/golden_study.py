@@ -68,6 +68,7 @@ def run_golden_study(settings: Settings, file: Path | None = None) -> GoldenStud
     if record.state is not StudyState.DONE or analysis is None or "SR" not in objects:
         raise InsiteError(f"The golden study ended as {record.state.value}. {record.reason}".strip(), _LOOK)
     _require_packs(analysis, packs)
+    require_answers(analysis, findings=file is not None)
     if file is None:
         require_scores(analysis, packs[0].manifest, golden_cases(packs[0]))
     return GoldenStudy([(f"{each.pack}.{each.task}", each.state) for each in analysis.outcomes], objects)
@@ -107,17 +108,29 @@ def _require_packs(analysis: StudyAnalysis, packs: Sequence[VerifiedPack]) -> No
         raise PackError(f"The golden study was not answered by the installed {', '.join(sorted(wrong))}.", _LOOK)
 
 
+def require_answers(analysis: StudyAnalysis, *, findings: bool) -> None:
+    """No task may have failed; for a real file, some task beside a guard must have found it worth an answer.
+
+    Raises:
+        GateError: One failed, or nobody answered.
+    """
+    for outcome in analysis.outcomes:
+        if outcome.state is TaskState.FAILED:
+            raise GateError(f"{outcome.task} failed on the golden study. {outcome.error}", _LOOK)
+    if findings and not any(
+        each.state is TaskState.RAN and each.kind is not TaskKind.GUARD for each in analysis.outcomes
+    ):
+        reasons = " ".join(sorted({each.reason for each in analysis.outcomes if each.reason}))
+        raise GateError(f"No task answered the golden study. {reasons}", "Name an image that a task takes.")
+
+
 def require_scores(analysis: StudyAnalysis, pack: PackManifest, cases: GoldenCases) -> None:
     """Every score of the first golden case must be the recorded one, the guard's among them.
 
     Raises:
-        GateError: A score is off, the guard did not look, or a task failed.
+        GateError: A score is off, or the guard did not look.
     """
-    outcomes = [each for each in analysis.outcomes if each.pack == pack.name]
-    failed = [each for each in outcomes if each.state is TaskState.FAILED]
-    if failed:
-        raise GateError(f"{failed[0].task} failed on the golden study. {failed[0].error}", _LOOK)
-    ran = [each for each in outcomes if each.state is TaskState.RAN]
+    ran = [each for each in analysis.outcomes if each.pack == pack.name and each.state is TaskState.RAN]
     if pack.guard not in {each.task for each in ran}:
         raise GateError("The guard did not look at the golden study.", _LOOK)
     for outcome in ran:

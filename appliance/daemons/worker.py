@@ -19,6 +19,7 @@ from appliance.network.scu import DicomSender
 from appliance.packs.open import installed_packs
 from appliance.pipeline.assemble import Assembler
 from appliance.pipeline.deliver import StudyDelivery
+from appliance.pipeline.hold import HOLD_FILE, Hold
 from appliance.pipeline.kept import KeptAnalyses
 from appliance.pipeline.planned import PlannedPacks
 from appliance.pipeline.report import StudyReporting
@@ -53,7 +54,8 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         pace = Pace(settings.worker.poll_seconds, settings.worker.concurrency, settings.worker.delivery_retry_seconds)
         names = tuple(destination.name for destination in settings.destinations)
         workflows = stack.enter_context(StudyWorkflows(settings.ledger_file, steps, names, pace))
-        assembler = Assembler(ledger, workflows, timedelta(seconds=settings.study.quiet_seconds), _now)
+        quiet = timedelta(seconds=settings.study.quiet_seconds)
+        assembler = Assembler(ledger, workflows, quiet, _now, hold_of(settings))
         ready()
         _work(stop, assembler, workflows, settings.worker.poll_seconds)
     _leave(workflows)
@@ -81,7 +83,13 @@ def study_steps(settings: Settings, ledger: Ledger, inference: Inference) -> Stu
         KeptAnalyses(settings.state / "work", _now),
         StudyReporting(DicomReporter(device), settings.results_folder),
         StudyDelivery(ledger, DicomSender(settings.node.ae_title), destinations, settings.worker.delivery_attempts),
+        hold=hold_of(settings),
     )
+
+
+def hold_of(settings: Settings) -> Hold:
+    """What keeps studies waiting while a change of release is being proved."""
+    return Hold(settings.state / HOLD_FILE, _now)
 
 
 def _work(stop: threading.Event, assembler: Assembler, workflows: StudyWorkflows, poll_seconds: float) -> None:

@@ -7,6 +7,7 @@ from typing import Protocol
 from appliance.domain.errors import TransitionError
 from appliance.domain.lifecycle import StudyEvent
 from appliance.domain.ports import Ledger, StudyRecord, Transaction
+from appliance.pipeline.hold import Hold
 from appliance.telemetry import logger_for
 
 
@@ -28,9 +29,13 @@ class Assembler:
     Args:
         quiet: How long no image of a study may have arrived.
         clock: The present time, aware.
+        hold: Which studies wait for the end of a proof.
     """
 
-    def __init__(self, ledger: Ledger, queue: WorkQueue, quiet: timedelta, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, ledger: Ledger, queue: WorkQueue, quiet: timedelta, clock: Callable[[], datetime], hold: Hold
+    ) -> None:
+        self._hold = hold
         self._ledger = ledger
         self._queue = queue
         self._quiet = quiet
@@ -43,7 +48,8 @@ class Assembler:
         Returns:
             How many were put to work.
         """
-        return sum(self._settle(record) for record in self._ledger.settled(self._clock() - self._quiet))
+        settled = self._ledger.settled(self._clock() - self._quiet)
+        return sum(self._settle(record) for record in settled if not self._hold.keeps(record.key))
 
     def _settle(self, record: StudyRecord) -> bool:
         try:

@@ -15,6 +15,7 @@ from appliance.domain.lifecycle import StudyEvent, StudyState
 from appliance.domain.ports import Ledger, StoredInstance
 from appliance.imaging.header import content_digest
 from appliance.pipeline.deliver import StudyDelivery
+from appliance.pipeline.hold import Hold
 from appliance.pipeline.kept import KeptAnalyses
 from appliance.pipeline.planned import PlannedPacks
 from appliance.pipeline.report import StudyReporting
@@ -36,7 +37,10 @@ class StudyPipeline:
         kept: KeptAnalyses,
         reporting: StudyReporting,
         delivery: StudyDelivery,
+        *,
+        hold: Hold,
     ) -> None:
+        self._hold = hold
         self._ledger = ledger
         self._packs = packs
         self._kept = kept
@@ -148,7 +152,10 @@ class StudyPipeline:
             return Next.STOP
         if state not in here:
             return Next.GO_ON
-        if self._ledger.study(token).revision > revision:
+        newest = self._ledger.study(token)
+        if self._hold.keeps(newest.key):
+            return Next.LATER
+        if newest.revision > revision:
             self._ledger.apply(token, revision, StudyEvent.SUPERSEDED)
             self._kept.drop(token, revision)
             self._log.info("study superseded", study=token, revision=revision)

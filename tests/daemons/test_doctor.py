@@ -95,6 +95,27 @@ def test_lines_and_json_say_the_same(settings: Settings) -> None:
     assert list(lines_of([Check("disk", Health.OK, "Room.")]))[-1] == "All is in order."
 
 
+@pytest.mark.parametrize(
+    ("says", "status", "health"),
+    [
+        ("", 0, Health.OK),
+        ("Error: No such file or directory", 1, Health.FAILED),
+        ("Operation not permitted (you must be root)", 1, Health.WARNING),
+    ],
+)
+def test_a_firewall_that_is_not_in_force_fails(tmp_path: Path, says: str, status: int, health: Health) -> None:
+    """Where rules were written, their table must be loaded; without rights to look, that is only said."""
+    rules, program = tmp_path / "firewall.nft", tmp_path / "nft"
+    program.write_text(f'#!/bin/sh\necho "{says}" >&2\nexit {status}\n', encoding="utf-8")
+    program.chmod(0o755)
+    assert list(doctor_machine.firewall(rules, str(program))) == []
+    rules.touch()
+    (check,) = doctor_machine.firewall(rules, str(program))
+    assert check.health is health
+    (missing,) = doctor_machine.firewall(rules, str(tmp_path / "none"))
+    assert missing.health is Health.WARNING
+
+
 def test_what_failed_before_a_change_does_not_fail_it(settings: Settings, tmp_path: Path) -> None:
     """Failures that an earlier report names become warnings, others stay; a file that is no report is refused."""
     found = examine(settings, lambda: NOW)

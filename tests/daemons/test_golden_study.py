@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from appliance.daemons.golden_study import ended, require_scores
+from appliance.daemons.golden_study import ended, require_answers, require_scores
 from appliance.domain.errors import GateError, InsiteError
 from appliance.domain.findings import ModelProvenance, StudyAnalysis, TaskOutcome, TaskState
 from appliance.domain.instance import AgeSource, Patient, StudyKey, key_of
@@ -50,15 +50,29 @@ def test_recorded_scores_pass() -> None:
         ((_outcome("guard", score=0.90),), "recorded was 0.100"),
         ((_outcome("guard", score=0.10), _outcome("triage", score=0.20)), "recorded was 0.800"),
         ((_outcome("guard", TaskState.REFUSED),), "guard did not look"),
-        ((_outcome("guard", score=0.10), _outcome("triage", TaskState.FAILED, error="No memory.")), "No memory."),
         ((_outcome("guard"),), "without a score"),
     ],
-    ids=["other guard score", "other score", "guard silent", "task failed", "no score"],
+    ids=["other guard score", "other score", "guard silent", "no score"],
 )
 def test_anything_else_fails(outcomes: tuple[TaskOutcome, ...], sentence: str) -> None:
-    """A score that is off, a guard that did not look, a failed task: each fails with its sentence."""
+    """A score that is off and a guard that did not look fail with their sentences."""
     with pytest.raises(GateError, match=sentence):
         require_scores(_analysis(*outcomes), pack(), CASES)
+
+
+def test_a_failed_task_is_no_answer() -> None:
+    """A study whose report says that a task failed proves nothing."""
+    failed = _outcome("triage", TaskState.FAILED, error="No memory.")
+    with pytest.raises(GateError, match=r"triage failed on the golden study\. No memory\."):
+        require_answers(_analysis(_outcome("guard", score=0.1), failed), findings=False)
+
+
+def test_a_sites_own_file_must_be_answered() -> None:
+    """Of a real image some task must say something; refusals by all of them are no proof."""
+    guard, triage = _outcome("guard", score=0.9), _outcome("triage", score=0.8)
+    require_answers(_analysis(guard, triage), findings=True)
+    with pytest.raises(GateError, match="No task answered"):
+        require_answers(_analysis(guard, _outcome("triage", TaskState.REFUSED)), findings=True)
 
 
 def test_no_answer_in_time_is_said(tmp_path: Path) -> None:

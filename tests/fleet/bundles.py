@@ -27,10 +27,10 @@ class Bundles:
         self._folder = folder
         self.keys = generate_keys(folder / "maker")
         self.foreign_key = generate_keys(folder / "foreign").public
-        self._spoilers = {"0.1.1": _crash, "0.1.2": _forge}
+        self._spoilers = {"0.1.1": _crash, "0.1.2": _forge, "0.1.3": _misread}
 
     def of(self, version: str) -> Path:
-        """The bundle of a version: 0.1.1's worker does not start, 0.1.2 holds a pack that was altered."""
+        """A version's bundle: 0.1.1's worker does not start, 0.1.2's pack was altered, 0.1.3 makes scores up."""
         file = self._folder / f"insite-{version}-cpu.tar"
         if not file.exists():
             tree = self._folder / f"tree-{version}"
@@ -49,6 +49,14 @@ class Bundles:
             command += ["--out", self._folder, "--source", tree, "--cache", self._repository / "build" / "wheels"]
             subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(self._repository)})
             shutil.rmtree(tree)
+        return file
+
+    def with_other_playbook(self, version: str) -> Path:
+        """A copy in which a playbook is another than its maker signed."""
+        file = self._folder / "other-playbook.tar"
+        data = self.of(version).read_bytes()
+        file.write_bytes(data.replace(b"- name: Install Insite\n", b"- name: Install Malice\n", 1))
+        assert file.read_bytes() != data
         return file
 
     def damaged(self, version: str, damage: str) -> Path:
@@ -71,3 +79,11 @@ def _crash(tree: Path) -> None:
 def _forge(tree: Path) -> None:
     signature = tree / "engines" / "chest-xray" / "model.sig"
     signature.write_bytes(signature.read_bytes().replace(b"A", b"B", 1))
+
+
+def _misread(tree: Path) -> None:
+    question = tree / "appliance" / "pipeline" / "question.py"
+    true, untrue = "        value = self.number(output)\n", "        value = 0.99\n"
+    text = question.read_text(encoding="utf-8")
+    assert true in text
+    question.write_text(text.replace(true, untrue), encoding="utf-8")

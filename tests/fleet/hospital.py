@@ -48,19 +48,16 @@ class Hospital:
 
     Args:
         page: The operator's blocks of docs/fleet.md; the first takes the playbooks out of the bundle.
-        golden: The DICOM file that proves a change.
     """
 
-    def __init__(self, guest: Guest, desk: Path, page: Sequence[str], bundles: Bundles, golden: Path) -> None:
+    def __init__(self, guest: Guest, desk: Path, page: Sequence[str], bundles: Bundles) -> None:
         self.guest = guest
         self._desk = desk
         self._bundles = bundles
         self._first, *rest = page
         self._commands = {block.split()[-1]: block.strip() for block in rest}
-        self._golden = golden
         self._pacs = desk / "pacs"
         self._stack = ExitStack()
-        self._version = ""
         self.installed_at = float("inf")
 
     def __enter__(self) -> Self:
@@ -78,26 +75,30 @@ class Hospital:
     ) -> None:
         self._stack.close()
 
-    def take(self, version: str) -> None:
-        """Put a version's bundle on the desk and its playbooks out of it, by the page's first block."""
-        bundle, self._version = self._bundles.of(version), version
-        stick = self._desk / "insite.tar"
-        stick.unlink(missing_ok=True)
-        stick.symlink_to(bundle)
-        subprocess.run(["bash", "-ec", self._first], cwd=self._desk, check=True)
+    def take_out(self, bundle: Path) -> subprocess.CompletedProcess[bytes]:
+        """Put a bundle on the desk and take its playbooks out of it, by the page's first block."""
+        for name, file in (("insite.tar", bundle), ("maker.pub.pem", self._bundles.keys.public)):
+            (self._desk / name).unlink(missing_ok=True)
+            (self._desk / name).symlink_to(file)
+        return subprocess.run(["bash", "-ec", self._first], cwd=self._desk, check=False, capture_output=True)
+
+    def take(self, version: str, golden: Path | None = None) -> None:
+        """Put a version on the desk and into the inventory; without a golden file, the pack's own case proves it."""
+        answer = self.take_out(self._bundles.of(version))
+        assert answer.returncode == 0, answer.stderr
         inventory = {
             "insite": {
                 "vars": {
                     "ansible_user": "root",
                     "ansible_ssh_private_key_file": str(self.guest.key),
                     "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null",
-                    "insite_bundle": str(stick),
-                    "insite_maker_key": str(self._bundles.keys.public),
+                    "insite_bundle": str(self._desk / "insite.tar"),
+                    "insite_maker_key": str(self._desk / "maker.pub.pem"),
                     "insite_operators": [OPERATOR],
                     "insite_senders": [OPERATOR, MODALITY],
                     "insite_readers": [MODALITY],
                     "insite_min_free_mib": 512,
-                    "insite_golden_study": str(self._golden),
+                    "insite_golden_study": str(golden or ""),
                 },
                 "hosts": {"hospital-a": {"ansible_host": GUEST, "insite_settings": SETTINGS}},
             }
@@ -126,6 +127,11 @@ class Hospital:
     def received(self) -> set[str]:
         """The studies that the PACS has results of."""
         return {str(dcmread(file, stop_before_pixels=True).StudyInstanceUID) for file in self._pacs.iterdir()}
+
+    def versions_that_spoke(self) -> set[str]:
+        """The Software Versions (0018,1020) of every result that the PACS has."""
+        found = (dcmread(file, stop_before_pixels=True) for file in self._pacs.iterdir())
+        return {str(dataset.SoftwareVersions) for dataset in found}
 
     def kept_images(self) -> set[str]:
         """The SOP Instance UIDs in the guest's ledger whose files are on its disk."""

@@ -17,7 +17,7 @@ from tests.fleet.hospital import Hospital, Store, blocks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.fleet]
 
-FIRST, CRASHES, FORGED, SECOND = "0.1.0", "0.1.1", "0.1.2", "0.2.0"
+FIRST, CRASHES, FORGED, MISREADS, SECOND = "0.1.0", "0.1.1", "0.1.2", "0.1.3", "0.2.0"
 PROBE = """
 import json, os, socket
 def works(make):
@@ -41,15 +41,16 @@ print(json.dumps({
     "interfaces": sorted(line.split(":")[0].strip() for line in open("/proc/net/dev") if ":" in line),
 }))
 """
-UNDER_THE_UNIT = """
-sed 's#^ExecStart=.*#ExecStart=/usr/bin/python3 /opt/probe.py#' /etc/systemd/system/insite-inference.service \\
-  > /run/systemd/system/insite-probe.service
-mkdir -p /run/systemd/system/insite-probe.service.d
-printf '[Service]\\nType=oneshot\\nRestart=no\\nWatchdogSec=0\\nStandardOutput=file:/run/probe.json\\n' \\
-  > /run/systemd/system/insite-probe.service.d/20-probe.conf
-systemctl daemon-reload && systemctl start insite-probe && cat /run/probe.json
+REACHES = f"""
+import json, socket
+def reaches(address):
+    try:
+        socket.create_connection((address, 104), 3).close()
+    except OSError:
+        return False
+    return True
+print(json.dumps({{address: reaches(address) for address in {[PACS, STRANGER, ELSEWHERE]}}}))
 """
-"""A copy of the inference service's unit, with the shared hardening that its name brings, around another program."""
 UNTOUCHED = "test ! -e /opt/insite/current && ! getent passwd insite-node && test ! -e /var/lib/insite"
 
 
@@ -71,11 +72,18 @@ def hospital(
     guest: Guest, bundles: Bundles, repository: Path, pydicom_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Hospital]:
     """The operator's desk beside a PACS, with the first bundle on a stick."""
-    golden = pydicom_data / "RG1_UNCR.dcm"
-    desk = tmp_path_factory.mktemp("desk")
-    with Hospital(guest, desk, blocks(repository / "docs" / "fleet.md", "operator"), bundles, golden) as hospital:
-        hospital.take(FIRST)
+    page = blocks(repository / "docs" / "fleet.md", "operator")
+    with Hospital(guest, tmp_path_factory.mktemp("desk"), page, bundles) as hospital:
+        hospital.take(FIRST, pydicom_data / "RG1_UNCR.dcm")
         yield hospital
+
+
+def test_a_playbook_that_its_maker_did_not_sign_is_not_run(hospital: Hospital, bundles: Bundles) -> None:
+    """The page's first block ends at the playbook that was exchanged, before the operator runs it."""
+    answer = hospital.take_out(bundles.with_other_playbook(FIRST))
+    assert answer.returncode != 0
+    assert b"ansible/install.yml: FAILED" in answer.stdout + answer.stderr
+    assert hospital.take_out(bundles.of(FIRST)).returncode == 0
 
 
 def test_the_capture_sees_what_an_open_guest_sends(guest: Guest) -> None:
@@ -186,7 +194,7 @@ def test_a_study_comes_back_to_the_pacs(hospital: Hospital) -> None:
 def test_the_inference_service_reads_no_patient_data_and_opens_no_network_socket(hospital: Hospital) -> None:
     """A program under exactly the inference unit sees of the state only run/, and can make Unix sockets alone."""
     assert hospital.guest.shell("cat > /opt/probe.py", PROBE.encode()).returncode == 0
-    found = json.loads(hospital.guest.says(UNDER_THE_UNIT))
+    found = json.loads(hospital.guest.says(under_the_unit("inference")))
     assert found == {
         "state": ["run"],
         "readable": [],
@@ -204,6 +212,15 @@ def test_only_senders_come_in(hospital: Hospital) -> None:
     assert not hospital.connects(STRANGER, 22)
 
 
+def test_the_kernel_holds_each_service_to_its_own_peers(hospital: Hospital) -> None:
+    """Without the firewall, too, a program under the worker's unit reaches the PACS and nobody else."""
+    assert hospital.guest.shell("cat > /opt/probe.py", REACHES.encode()).returncode == 0
+    hospital.guest.says("nft delete table inet insite")
+    reached = json.loads(hospital.guest.says(under_the_unit("worker")))
+    hospital.guest.says("systemctl restart nftables-insite")
+    assert reached == {PACS: True, STRANGER: False, ELSEWHERE: False}
+
+
 def test_nothing_goes_out_but_to_configured_peers(hospital: Hospital) -> None:
     """Root and the services' users try another address; neither those packets nor any other are on the link."""
     for user in ("root", "insite-worker", "insite-node", "insite-web"):
@@ -215,28 +232,45 @@ def test_nothing_goes_out_but_to_configured_peers(hospital: Hospital) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "reason"), [(CRASHES, "does not run"), (FORGED, "FAILED  pack chest-xray")], ids=["crash", "forged"]
+    ("version", "reason"),
+    [
+        (CRASHES, "does not run"),
+        (FORGED, "FAILED  pack chest-xray"),
+        (MISREADS, "gives 0.990 for the golden study"),
+    ],
+    ids=["crash", "forged", "misreads"],
 )
 def test_a_failed_upgrade_goes_back_by_itself(hospital: Hospital, version: str, reason: str) -> None:
-    """A worker that does not come up, or a pack with a bad signature: the old version is in effect again, and works."""
+    """A worker that does not come up, a pack with a bad signature, made-up scores: the old version is in effect again.
+
+    A modality stores all the while: nothing that it was told is kept is lost, and no result is the failed version's.
+    """
     hospital.take(version)
-    hospital.refused("upgrade.yml", reason, f"Version {FIRST} is in effect as before.")
-    hospital.take(FIRST)
-    assert f"'version': '{FIRST}'" in hospital.play("status.yml").text.replace('"', "'")
-    with Store(hospital, f"after-{version}") as store:
-        store.send()
+    with Store(hospital, version) as store:
+        store.start()
+        hospital.refused("upgrade.yml", reason, f"Version {FIRST} is in effect as before.")
+        store.stop()
+    assert hospital.guest.says("readlink /opt/insite/current") == f"/opt/insite/releases/{FIRST}"
+    assert not set(store.acknowledged) - hospital.kept_images()
     hospital.wait_until_delivered(store.acknowledged)
+    assert hospital.versions_that_spoke() == {FIRST}
 
 
 def test_a_power_cut_in_a_change_is_undone_at_boot(hospital: Hospital) -> None:
-    """With a change begun and the power gone, the next boot ends on the version before, in order."""
+    """With the services stopped for new settings and the power gone, the next boot has the settings of before."""
+    hospital.take(FIRST)
+    before = hospital.guest.says("cat /etc/insite/insite.toml")
     hospital.guest.says(
-        f"cd /opt/insite && ln -sfn releases/{CRASHES} current && printf '{FIRST}\\n{CRASHES}\\n' > switching && sync"
+        f"""cd /opt/insite/releases/{FIRST} && sed -i 's/^quiet_seconds = .*/quiet_seconds = 9.0/' wanted/insite.toml
+        rm -f /opt/insite/golden.dcm
+        systemd-run --quiet --unit=switch-insite sh systemd/insite-switch to {FIRST}
+        until grep -q 9.0 /etc/insite/insite.toml; do sleep 0.05; done
+        systemctl kill --signal=KILL switch-insite"""
     )
     hospital.guest.reboot()
     assert _until(lambda: hospital.guest.shell("test ! -e /opt/insite/switching").returncode == 0)
     assert "was interrupted" in hospital.guest.says("cat /opt/insite/last-switch")
-    assert hospital.guest.says("readlink /opt/insite/current") == f"/opt/insite/releases/{FIRST}"
+    assert hospital.guest.says("cat /etc/insite/insite.toml") == before
     assert "All is in order." in hospital.play("status.yml").text
 
 
@@ -254,6 +288,7 @@ def test_an_upgrade_loses_no_acknowledged_image(hospital: Hospital) -> None:
     assert not lost
     hospital.wait_until_delivered(store.acknowledged)
     assert hospital.guest.says("readlink /opt/insite/current") == f"/opt/insite/releases/{SECOND}"
+    assert hospital.versions_that_spoke() == {FIRST, SECOND}
 
 
 def test_a_rollback_puts_the_version_before_into_effect(hospital: Hospital) -> None:
@@ -281,6 +316,29 @@ def test_in_all_that_time_no_packet_left_for_a_stranger(hospital: Hospital) -> N
     sys.stdout.write(f"\ncapture: {len(answered)} packets to the operator, {len(hospital.strays())} to strangers\n")
     assert answered
     assert hospital.strays() == []
+
+
+def under_the_unit(service: str) -> str:
+    """A script that runs /opt/probe.py under a copy of a service's unit, drop-ins included, and prints what it says."""
+    return f"""
+set -e
+cd /run/systemd/system
+unit=/etc/systemd/system/insite-{service}.service
+sed 's#^ExecStart=.*#ExecStart=/usr/bin/python3 /opt/probe.py#' $unit > insite-probe.service
+rm -rf insite-probe.service.d && mkdir insite-probe.service.d
+cp $unit.d/*.conf insite-probe.service.d 2> /dev/null || true
+cat > insite-probe.service.d/30-probe.conf << 'END'
+[Service]
+Type=oneshot
+Restart=no
+WatchdogSec=0
+StandardOutput=file:/run/probe.json
+END
+systemctl daemon-reload
+systemctl start insite-probe
+cat /run/probe.json
+rm -rf /run/probe.json insite-probe.service insite-probe.service.d
+"""
 
 
 def _until(found: Callable[[], object], seconds: float = 90.0) -> bool:

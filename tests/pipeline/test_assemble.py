@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from appliance.domain.errors import TransitionError
 from appliance.domain.lifecycle import StudyState
 from appliance.domain.ports import Transaction
 from appliance.pipeline.assemble import Assembler
+from appliance.pipeline.hold import Hold
 from appliance.storage.ledger import SqlLedger
 from tests.pipeline.conftest import NOON
 
@@ -29,9 +31,9 @@ class Queue:
         self.taken.append((token, revision))
 
 
-def assembler(ledger: SqlLedger, queue: Queue, now: datetime) -> Assembler:
+def assembler(ledger: SqlLedger, queue: Queue, now: datetime, hold: Path = Path("/nowhere")) -> Assembler:
     """An assembler at a time that stands still."""
-    return Assembler(ledger, queue, QUIET, lambda: now)
+    return Assembler(ledger, queue, QUIET, lambda: now, Hold(hold, lambda: now))
 
 
 def test_a_quiet_study_is_put_to_work_once(ledger: SqlLedger, arrive: Callable[..., str]) -> None:
@@ -53,3 +55,17 @@ def test_a_study_whose_earlier_revision_is_in_work_waits(ledger: SqlLedger, arri
     assert ledger.study(token).state is StudyState.RECEIVING
     queue.busy = False
     assert assembler(ledger, queue, NOON + QUIET).sweep() == 1
+
+
+def test_a_patients_study_waits_while_a_release_is_proved(
+    ledger: SqlLedger, arrive: Callable[..., str], tmp_path: Path
+) -> None:
+    """With a proof under way a settled study stays where it is; after it, the next sweep takes it up."""
+    arrive()
+    proving = tmp_path / "proving"
+    proving.touch()
+    now = datetime.fromtimestamp(proving.stat().st_mtime, NOON.tzinfo)
+    queue = Queue()
+    assert assembler(ledger, queue, now, proving).sweep() == 0
+    proving.unlink()
+    assert assembler(ledger, queue, now, proving).sweep() == 1

@@ -19,6 +19,7 @@ from appliance.domain.lifecycle import StudyEvent, StudyState
 from appliance.domain.ports import Destination, StoredInstance
 from appliance.imaging.header import read_instance
 from appliance.pipeline.deliver import StudyDelivery
+from appliance.pipeline.hold import Hold
 from appliance.pipeline.kept import KeptAnalyses
 from appliance.pipeline.planned import PlannedPacks
 from appliance.pipeline.report import StudyReporting
@@ -75,8 +76,23 @@ def bench(ledger: SqlLedger, tmp_path: Path) -> Bench:
         KeptAnalyses(tmp_path / "work", lambda: NOON),
         StudyReporting(reporter, tmp_path / "results"),
         StudyDelivery(ledger, peer, {"pacs": PACS}, attempts=2),
+        hold=Hold(tmp_path / "proving", lambda: datetime.now(UTC)),
     )
     return Bench(ledger, tmp_path, models, reporter, peer, steps)
+
+
+def test_work_begun_before_a_change_waits_for_its_proof(bench: Bench) -> None:
+    """While a release is being proved, neither analysis nor report of a patient's study goes on; then both do."""
+    token = bench.settled()
+    proving = bench.folder / "proving"
+    proving.touch()
+    assert bench.steps.analyse(token, 1) is Next.LATER
+    assert bench.state(token) is StudyState.QUEUED
+    proving.unlink()
+    assert bench.steps.analyse(token, 1) is Next.GO_ON
+    proving.touch()
+    assert bench.steps.report(token, 1) is Next.LATER
+    assert bench.state(token) is StudyState.REPORTING
 
 
 def test_a_study_goes_from_queue_to_done(bench: Bench) -> None:

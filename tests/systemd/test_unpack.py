@@ -62,6 +62,22 @@ def test_half_a_bundle_is_found(repository: Path, tmp_path: Path, keys: KeyPair)
     assert "only a part of one" in _refusal(repository, tmp_path / "root", bundle, keys.public)
 
 
+def test_a_link_in_the_archive_is_refused(repository: Path, tmp_path: Path, keys: KeyPair) -> None:
+    """A link with a listed name and the listed content behind it is no file of the bundle."""
+    bundle = _bundle(tmp_path / "b.tar", keys.private)
+    outside = tmp_path / "requirements.txt"
+    outside.write_bytes(b"insite==9.9.9\n")
+    with tarfile.open(bundle) as archive:
+        kept = [(entry, archive.extractfile(entry)) for entry in archive if "requirements" not in entry.name]
+        with tarfile.open(tmp_path / "c.tar", "w") as changed:
+            for entry, stream in kept:
+                changed.addfile(entry, stream)
+            link = tarfile.TarInfo("insite-9.9.9-cpu/requirements.txt")
+            link.type, link.linkname = tarfile.SYMTYPE, str(outside)
+            changed.addfile(link)
+    assert "holds links or devices" in _refusal(repository, tmp_path / "root", tmp_path / "c.tar", keys.public)
+
+
 def test_another_makers_bundle_is_refused(repository: Path, tmp_path: Path, keys: KeyPair) -> None:
     """A list that another key signed refuses."""
     stranger = generate_keys(tmp_path / "stranger")
