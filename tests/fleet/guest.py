@@ -113,7 +113,8 @@ def running_guest(base: Path, folder: Path) -> Iterator[Guest]:
         boot = (
             "mount -t cgroup2 none /sys/fs/cgroup; trap 'kill $guest; wait $guest; exit' TERM; while :; do "
             f"systemd-nspawn --quiet --boot --register=no --keep-unit --directory={root} --machine={name} "
-            f"--network-namespace-path=/run/netns/{inside} --capability=all --system-call-filter=bpf --console=pipe & "
+            f"--network-namespace-path=/run/netns/{inside} --capability=all --system-call-filter=bpf --console=pipe "
+            "--bind=/dev/null:/dev/nvidia0 & "
             f"guest=$!; wait $guest; [ $? = {REBOOTS} ] || exit; done"
         )
         command = ["unshare", "--mount", "--propagation", "private", "bash", "-c", boot]

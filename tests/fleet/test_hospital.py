@@ -203,6 +203,17 @@ def test_the_inference_service_reads_no_patient_data_and_opens_no_network_socket
     }
 
 
+def test_the_gpu_is_the_inference_services_with_its_drop_in_alone(hospital: Hospital) -> None:
+    """A stand-in for a GPU's device node is hidden from the service, and shown to it by the gpu variant's drop-in."""
+    assert (
+        hospital.guest.shell("cat > /opt/probe.py", b"import os; print(os.path.exists('/dev/nvidia0'))").returncode == 0
+    )
+    says = hospital.guest.says
+    assert says(under_the_unit("inference")) == "False"
+    assert says(under_the_unit("inference", "/opt/insite/current/systemd/gpu.conf")) == "True"
+    assert says(under_the_unit("worker")) == "False"
+
+
 def test_only_senders_come_in(hospital: Hospital) -> None:
     """The DICOM port answers a configured sender and is silent to a stranger; the status site likewise."""
     assert hospital.connects(MODALITY, 11112)
@@ -318,7 +329,7 @@ def test_in_all_that_time_no_packet_left_for_a_stranger(hospital: Hospital) -> N
     assert hospital.strays() == []
 
 
-def under_the_unit(service: str) -> str:
+def under_the_unit(service: str, drop_in: str = "") -> str:
     """A script that runs /opt/probe.py under a copy of a service's unit, drop-ins included, and prints what it says."""
     return f"""
 set -e
@@ -326,7 +337,7 @@ cd /run/systemd/system
 unit=/etc/systemd/system/insite-{service}.service
 sed 's#^ExecStart=.*#ExecStart=/usr/bin/python3 /opt/probe.py#' $unit > insite-probe.service
 rm -rf insite-probe.service.d && mkdir insite-probe.service.d
-cp $unit.d/*.conf insite-probe.service.d 2> /dev/null || true
+cp $unit.d/*.conf {drop_in} insite-probe.service.d 2> /dev/null || true
 cat > insite-probe.service.d/30-probe.conf << 'END'
 [Service]
 Type=oneshot
