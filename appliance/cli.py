@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,11 +48,23 @@ def main() -> None:
 
 
 @app.command()
-def inference(state: StateOption = None, config: ConfigOption = None) -> None:
+def inference(
+    state: StateOption = None,
+    config: ConfigOption = None,
+    packs: Annotated[Path | None, typer.Option("--packs", metavar="DIR", help="Folder of signed packs.")] = None,
+    listen: Annotated[
+        str | None, typer.Option("--listen", metavar="ADDRESS", help="unix:///path, or host:port with TLS.")
+    ] = None,
+) -> None:
     """Run the inference daemon: signed packs, Open Inference Protocol v2 on a Unix socket."""
     from appliance.daemons.inference import run  # noqa: PLC0415 - each command imports only what it runs
 
-    _run_daemon(run, state, config)
+    more: dict[str, Any] = {}
+    if packs is not None:
+        more["packs"] = {"folder": str(packs.absolute())}
+    if listen is not None:
+        more["inference"] = {"listen": listen}
+    _run_daemon(run, state, config, more)
 
 
 @app.command()
@@ -209,8 +221,8 @@ def demo(
     raise typer.Exit(run_demo(out, console))
 
 
-def _settings(state: Path | None, config: Path | None) -> Settings:
-    settings = load(config, _overrides(state)).settings
+def _settings(state: Path | None, config: Path | None, more: Mapping[str, Any] | None = None) -> Settings:
+    settings = load(config, {**_overrides(state), **(more or {})}).settings
     configure_logs(settings.log.level, settings.log.format)
     return settings
 
@@ -224,10 +236,10 @@ def _passed_on(state: Path | None, config: Path | None) -> list[str]:
     return arguments if config is None else [*arguments, "--config", str(config.absolute())]
 
 
-def _run_daemon(run: Daemon, state: Path | None, config: Path | None) -> None:
+def _run_daemon(run: Daemon, state: Path | None, config: Path | None, more: Mapping[str, Any] | None = None) -> None:
     from appliance.daemons.pulse import pulse_of  # noqa: PLC0415 - each command imports only what it runs
 
-    settings = _settings(state, config)
+    settings = _settings(state, config, more)
     os.umask(os.umask(0o077) | 0o007)  # what the state folder holds is for the services and their group alone
     (settings.state / "run").mkdir(parents=True, exist_ok=True)
     pulse = pulse_of(run.__module__.rpartition(".")[2], settings)

@@ -120,6 +120,42 @@ class InferenceUnavailableError(InferenceError):
     """The daemon is not there, is loading or is overloaded: trying again later may help."""
 
 
+class OverloadedError(InferenceUnavailableError):
+    """The queue is full; `retry_after_seconds` says when there is likely to be room."""
+
+    def __init__(self, message: str, way_forward: str = "", *, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message, way_forward)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DeadlineError(InferenceError):
+    """The time that the caller gave ran out before the answer was there."""
+
+
+class NotOfferedError(InferenceError):
+    """The protocol has it, this daemon does not, and says so."""
+
+
+class SharedMemoryError(InferenceError):
+    """A region of shared memory can't be used."""
+
+
+class UnknownRegionError(SharedMemoryError):
+    """No region of this name is registered, or there is no such memory."""
+
+
+class RegionExistsError(SharedMemoryError):
+    """The name is taken."""
+
+
+class RegionAccessError(SharedMemoryError):
+    """The region belongs to somebody who does not give this daemon the right to it."""
+
+
+class RegionRangeError(SharedMemoryError):
+    """The region is smaller than what is asked of it."""
+
+
 class ProvenanceError(InferenceError):
     """The answer was computed by another pack, base or precision than planned."""
 

@@ -7,7 +7,7 @@ import onnxruntime
 
 from appliance.domain.errors import InferenceError, InferenceUnavailableError, InvalidTensorError, PackContentError
 from appliance.domain.manifest import TensorSpec
-from appliance.inference.tensors import Array, described, fits
+from appliance.inference.tensors import Array, Tensor, described, fits
 
 NAME = "onnxruntime-cpu"
 
@@ -61,6 +61,11 @@ class OnnxRuntimeCpu:
         """The name by which a manifest asks for it."""
         return NAME
 
+    @property
+    def version(self) -> str:
+        """Of ONNX Runtime."""
+        return str(onnxruntime.__version__)
+
     def load(self, graph: bytes, *, title: str, precision: str) -> "OnnxRuntimeCpuEngine":
         """Make an engine; see `Runtime.load`."""
         options = onnxruntime.SessionOptions()
@@ -112,7 +117,11 @@ class OnnxRuntimeCpuEngine:
         """The graph's outputs."""
         return self._outputs
 
-    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    def run_on_device(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The host's memory is the device's; see `Engine.run_on_device`."""
+        return self.run(inputs)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Array]:
         """Compute all outputs; see `Engine.run`."""
         session = self._session
         if session is None:
@@ -129,7 +138,7 @@ class OnnxRuntimeCpuEngine:
         """Let the session go."""
         self._session = None
 
-    def _check(self, inputs: Mapping[str, Array]) -> None:
+    def _check(self, inputs: Mapping[str, Tensor]) -> None:
         if set(inputs) != {spec.name for spec in self._inputs}:
             raise InvalidTensorError(
                 f"{self._title} was given {', '.join(sorted(inputs)) or 'no input'}.",

@@ -120,7 +120,7 @@ def test_of_two_releases_the_newest_good_one_serves(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, old)
     with running(settings) as client:
         assert client.infer("chest-xray.guard", bright_picture()).provenance.release == 2
-    assert [(each["release"], each["state"]) for each in listed(settings)] == [(2, "active"), (1, "refused")]
+    assert [(each["release"], each["state"]) for each in listed(settings)] == [(2, "active"), (1, "installed")]
     (new.folder / "MODEL_CARD.md").write_text("something else")
     with running(settings) as client:
         assert client.infer("chest-xray.guard", bright_picture()).provenance.release == 1

@@ -140,11 +140,15 @@ def test_the_first_variant_for_this_machine_serves(pack: VerifiedPack) -> None:
     with PackRunner((), 1) as runner:
         assert runner.add(several).precision == "int8"
         runner.remove("chest-xray")
-        assert runner.add(several, without=["int8"]).precision == "fp32"
+        choices = runner.choices(several)
+        assert [(each.precision, each.runtime) for each in choices] == [
+            ("int8", "onnxruntime-cpu"),
+            ("fp32", "onnxruntime-cpu"),
+        ]
+        assert runner.add(several, choices[1]).precision == "fp32"
         runner.remove("chest-xray")
-        assert not runner.can_load(several, without=["int8", "fp32"])
         with pytest.raises(PackContentError, match="no encoder for onnxruntime-cpu"):
-            runner.add(several, without=["int8", "fp32"])
+            runner.add(several, dataclasses.replace(choices[0], precision="fp16"))
 
 
 def test_a_file_changed_after_verification_is_not_loaded(pack: VerifiedPack, tmp_path: Path) -> None:
