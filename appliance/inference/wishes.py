@@ -40,10 +40,10 @@ def wishes_from_parameters(parameters: Mapping[str, oip.InferParameter]) -> Wish
         return _DEFAULT
     unknown = sorted(set(parameters) - {"priority", "timeout", TRACE, FINAL_WANTED})
     if unknown:
-        if unknown[0] in _SEQUENCES:
+        if _SEQUENCES & set(unknown):
             raise NotOfferedError(
-                f"The parameter {unknown[0]} is not offered: no model here keeps state between requests.",
-                "Leave it out.",
+                "The parameter sequence_id is not offered: no model here keeps state between requests.",
+                "Leave out sequence_id, sequence_start and sequence_end.",
             )
         raise InvalidTensorError(
             f"The parameter {unknown[0]} is not known.", f"Known: priority, timeout, {TRACE}, {FINAL_WANTED}."
