@@ -29,6 +29,9 @@ app = typer.Typer(
 bundle_commands = typer.Typer(help="Installation bundles for machines without network.", no_args_is_help=True)
 app.add_typer(bundle_commands, name="bundle")
 
+bench_commands = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+app.add_typer(bench_commands, name="bench")
+
 StateOption = Annotated[Path | None, typer.Option("--state", metavar="DIR", help="Folder of everything that is kept.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings, a TOML file.")]
 PAGE_WIDTH = 118
@@ -181,6 +184,30 @@ def verify(
     sys.stdout.write(
         f"Insite {found.version}, {found.variant}: {found.files} files, whole and signed with {key.name}.\n"
     )
+
+
+@bench_commands.command(name="inference")
+def bench_inference(
+    state: StateOption = None,
+    config: ConfigOption = None,
+    packs: Annotated[Path | None, typer.Option("--packs", metavar="DIR", help="Folder of signed packs.")] = None,
+    mlserver: Annotated[
+        Path, typer.Option("--mlserver", metavar="PYTHON", help="Python of an environment with MLServer.")
+    ] = Path("build/mlserver/bin/python"),
+    *,
+    as_json: JsonOption = False,
+    short: Annotated[bool, typer.Option("--short", help="A minute: shows that it runs, judges nothing.")] = False,
+) -> None:
+    """Compare the inference daemon with ONNX Runtime alone and with MLServer, as ratios of one run."""
+    from appliance.daemons.bench_inference import SHORT, Effort, table_of  # noqa: PLC0415 - each command imports only what it runs
+    from appliance.daemons.bench_inference import bench_inference as measure  # noqa: PLC0415 - the same
+
+    settings = _settings(state, config, {"packs": {"folder": str(packs.absolute())}} if packs else None)
+    found = measure(settings, SHORT if short else Effort(), mlserver.absolute())
+    if as_json:
+        _print_json(found)
+    else:
+        Console().print(table_of(found))
 
 
 @app.command()

@@ -15,7 +15,7 @@ from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import EncoderVariant, Validation
 from appliance.settings import Settings
 from tests.fakes.inference_daemon import running, settings_for
-from tests.fakes.tiny_pack import TinyPack, bright_picture, rewritten, tiny_pack
+from tests.fakes.tiny_pack import bright_picture, rewritten, tiny_pack
 
 
 def listed(settings: Settings) -> list[dict[str, Any]]:

@@ -169,7 +169,7 @@ def said_by(script: str, target: str) -> dict[str, Any]:
 
 @pytest.mark.peer
 def test_the_blocking_client_reaches_every_method(tmp_path: Path) -> None:
-    """Shared memory both ways, streams, priorities, traces, loading and statistics, and a sentence for every refusal."""
+    """Shared memory both ways, streams, priorities, traces, loading, statistics, and a sentence for each refusal."""
     settings = settings_for(tmp_path, tiny_pack(tmp_path / "packs"))
     with running(settings):
         said = said_by(BLOCKING, f"unix://{settings.inference_socket}")
