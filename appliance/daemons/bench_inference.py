@@ -73,7 +73,7 @@ class _Run:
     daemon: Running
     subject: _Subject
     effort: Effort
-    best: Mapping[str, Any]
+    best: dict[str, Any]
     ratios: dict[str, float | None]
     raw: dict[str, Any]
 
@@ -149,37 +149,26 @@ def _precision(daemon: Running, manifest: PackManifest) -> str:
 
 
 def _best_in_process(subject: _Subject, raw: dict[str, Any]) -> dict[str, Any]:
-    order = _in_process(subject) | {
-        "threads": sorted({1, subject.threads}),
-        "batches": BATCHES,
-        "spins": [True, False],
-        "seconds": 0.7,
-    }
-    table = child_json(IN_PROCESS, order)
-    raw["in_process_settings"] = [
-        {key: each[key] for key in ("threads", "batch", "spin", "images_per_second")} for each in table
-    ]
+    sweep = {"threads": sorted({1, subject.threads}), "batches": BATCHES, "spins": [True, False], "seconds": 0.7}
+    table = child_json(IN_PROCESS, _in_process(subject) | sweep)
+    keys = ("threads", "batch", "spin", "images_per_second")
+    raw["in_process_settings"] = [{key: each[key] for key in keys} for each in table]
     best: dict[str, Any] = max(table, key=lambda each: float(each["images_per_second"]))
     return {"threads": [best["threads"]], "batches": [best["batch"]], "spins": [best["spin"]]}
 
 
 def _throughput(run: _Run, other: Running | None) -> None:
-    model = run.subject.manifest.model_name("embedding")
-    load = _load(run.subject, run.daemon.target, (model,)) | {
-        "clients": run.effort.clients,
-        "seconds": run.effort.seconds,
-    }
+    many = {"clients": run.effort.clients, "seconds": run.effort.seconds}
     rounds: list[dict[str, float]] = []
     for _ in range(run.effort.rounds):
-        alone = child_json(IN_PROCESS, _in_process(run.subject) | run.best | {"seconds": run.effort.seconds})[0]
+        alone = _alone(run, **run.best, seconds=run.effort.seconds)
         each = {
             "in_process": float(alone["images_per_second"]),
-            "shared": _rate(child_json(LOAD, load | {"shared": True})),
-            "inline": _rate(child_json(LOAD, load)),
+            "shared": _rate(_load(run, **many, shared=True)),
+            "inline": _rate(_load(run, **many)),
         }
         if other is not None:
-            foreign = load | {"target": other.target, "models": ("encoder",)}
-            each["mlserver"] = _rate(child_json(LOAD, foreign))
+            each["mlserver"] = _rate(_load(run, **many, target=other.target, models=("encoder",)))
         rounds.append(each)
     run.raw["throughput"] = rounds
     run.ratios["throughput_vs_in_process"] = _median(each["shared"] / each["in_process"] for each in rounds)
@@ -189,37 +178,33 @@ def _throughput(run: _Run, other: Running | None) -> None:
 
 
 def _overhead(run: _Run) -> None:
-    model = run.subject.manifest.model_name("embedding")
-    load = _load(run.subject, run.daemon.target, (model,)) | {
-        "clients": 1,
-        "seconds": run.effort.seconds / 2,
-        "shared": True,
-    }
-    single = {"threads": [run.subject.threads], "batches": [1], "spins": [False], "seconds": run.effort.seconds / 2}
+    """One request at a time; both sides with the daemon's threads, which do not spin while they wait."""
+    seconds = run.effort.seconds / 2
     rounds = []
     for _ in range(run.effort.rounds):
-        alone = statistics.median(child_json(IN_PROCESS, _in_process(run.subject) | single)[0]["milliseconds"])
-        served = statistics.median(child_json(LOAD, load)["milliseconds"])
-        rounds.append({"in_process_ms": alone, "served_ms": served})
+        alone = _alone(run, threads=[run.subject.threads], batches=[1], spins=[False], seconds=seconds)
+        served = _load(run, clients=1, seconds=seconds, shared=True)
+        rounds.append(
+            {
+                "in_process_ms": statistics.median(alone["milliseconds"]),
+                "served_ms": statistics.median(served["milliseconds"]),
+            }
+        )
     run.raw["overhead"] = rounds
     run.ratios["overhead_ms_batch1"] = _median(each["served_ms"] - each["in_process_ms"] for each in rounds)
 
 
 def _urgent(run: _Run) -> None:
-    model = run.subject.manifest.model_name("embedding")
+    """One STAT client, alone and beside clients that keep the box busy with background work."""
     seconds = run.effort.seconds * 2
-    urgent = _load(run.subject, run.daemon.target, (model,)) | {
-        "clients": 1, "seconds": seconds, "shared": True, "priority": int(Priority.STAT), "pause": 0.01,
-    }  # fmt: skip
-    background = _load(run.subject, run.daemon.target, (model,)) | {
-        "clients": run.effort.clients, "seconds": seconds + 3, "shared": True, "priority": int(Priority.BACKGROUND),
-    }  # fmt: skip
+    urgent = {"clients": 1, "seconds": seconds, "shared": True, "priority": int(Priority.STAT), "pause": 0.01}
+    background = {"seconds": seconds + 3, "shared": True, "priority": int(Priority.BACKGROUND)}
     rounds = []
     for _ in range(run.effort.rounds):
-        idle = child_json(LOAD, urgent)
-        with child_running(LOAD, background):
+        idle = _load(run, **urgent)
+        with child_running(LOAD, _order(run, **background, clients=run.effort.clients)):
             time.sleep(1.5)
-            loaded = child_json(LOAD, urgent)
+            loaded = _load(run, **urgent)
         rounds.append(
             {
                 "idle_p99_ms": _percentile(idle["milliseconds"], 99),
@@ -234,30 +219,21 @@ def _urgent(run: _Run) -> None:
 
 
 def _heads(run: _Run) -> None:
+    """All tasks of the pack on each image, against an encoder of its own for every task."""
     models = tuple(run.subject.manifest.model_name(task.name) for task in run.subject.manifest.tasks)
-    load = _load(run.subject, run.daemon.target, models) | {
-        "clients": 4, "seconds": run.effort.seconds, "shared": True, "together": True, "output_name": "",
-    }  # fmt: skip
-    separate = (
-        _in_process(run.subject)
-        | run.best
-        | {"heads": [str(head) for head in run.subject.heads], "seconds": run.effort.seconds}
-    )
+    heads = [str(head) for head in run.subject.heads]
     rounds = []
     for _ in range(run.effort.rounds):
-        alone = float(child_json(IN_PROCESS, separate)[0]["images_per_second"])
-        rounds.append({"separate_models": alone, "served": _rate(child_json(LOAD, load))})
+        alone = _alone(run, **run.best, heads=heads, seconds=run.effort.seconds)
+        served = _load(run, clients=4, seconds=run.effort.seconds, shared=True, together=True, models=models)
+        rounds.append({"separate_models": float(alone["images_per_second"]), "served": _rate(served)})
     run.raw["heads"] = {"tasks": len(models), "rounds": rounds}
     run.ratios["heads_vs_models"] = _median(each["served"] / each["separate_models"] for each in rounds)
 
 
 def _crowd(run: _Run) -> None:
-    model = run.subject.manifest.model_name("embedding")
-    load = _load(run.subject, run.daemon.target, (model,)) | {
-        "clients": run.effort.crowd,
-        "seconds": run.effort.crowd_seconds,
-    }
-    found = child_json(LOAD, load)
+    """More clients than may wait: each is answered, or told when to come again."""
+    found = _load(run, clients=run.effort.crowd, seconds=run.effort.crowd_seconds)
     run.raw["crowd"] = {
         "clients": run.effort.crowd,
         "answers": found["answers"],
@@ -279,9 +255,26 @@ def _peer(python: Path | None, subject: _Subject, folder: Path, raw: dict[str, A
         yield running
 
 
-def _load(subject: _Subject, target: str, models: tuple[str, ...]) -> dict[str, Any]:
-    spec = subject.manifest.input
-    return {"target": target, "models": models, "input_name": spec.name, "rows": spec.rows, "columns": spec.columns}
+def _load(run: _Run, **changes: Any) -> dict[str, Any]:
+    found: dict[str, Any] = child_json(LOAD, _order(run, **changes))
+    return found
+
+
+def _order(run: _Run, **changes: Any) -> dict[str, Any]:
+    spec = run.subject.manifest.input
+    return {
+        "target": run.daemon.target,
+        "models": (run.subject.manifest.model_name("embedding"),),
+        "input_name": spec.name,
+        "rows": spec.rows,
+        "columns": spec.columns,
+        **changes,
+    }
+
+
+def _alone(run: _Run, **changes: Any) -> dict[str, Any]:
+    found: dict[str, Any] = child_json(IN_PROCESS, _in_process(run.subject) | changes)[0]
+    return found
 
 
 def _in_process(subject: _Subject) -> dict[str, Any]:
