@@ -29,11 +29,16 @@ app = typer.Typer(
 bundle_commands = typer.Typer(help="Installation bundles for machines without network.", no_args_is_help=True)
 app.add_typer(bundle_commands, name="bundle")
 
+packs_commands = typer.Typer(help="Installed model packs: which release serves.", no_args_is_help=True)
+app.add_typer(packs_commands, name="packs")
 bench_commands = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 app.add_typer(bench_commands, name="bench")
 
 StateOption = Annotated[Path | None, typer.Option("--state", metavar="DIR", help="Folder of everything that is kept.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings, a TOML file.")]
+PackFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of one pack.")]
+PackName = Annotated[str, typer.Argument(metavar="PACK", help="The pack's name.")]
+PackRelease = Annotated[int, typer.Argument(metavar="RELEASE", help="Its release, an integer.")]
 PAGE_WIDTH = 118
 """Columns where the output is no terminal."""
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -184,6 +189,78 @@ def verify(
     sys.stdout.write(
         f"Insite {found.version}, {found.variant}: {found.files} files, whole and signed with {key.name}.\n"
     )
+
+
+@packs_commands.command(name="list")
+def packs_list(state: StateOption = None, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+    """List every installed release: which serves, which stands by, which is refused and why."""
+    from appliance.daemons.packs import list_packs  # noqa: PLC0415 - each command imports only what it runs
+
+    found = list_packs(_settings(state, config))
+    if as_json:
+        _print_json(found)
+        return
+    for each in found:
+        release = "?" if each["release"] is None else each["release"]
+        sys.stdout.write(f"{each['name']:<24} {release!s:>4} {each['state']:<9} {each['reason']}".rstrip() + "\n")
+
+
+@packs_commands.command(name="verify")
+def packs_verify(folder: PackFolder, state: StateOption = None, config: ConfigOption = None) -> None:
+    """Check a pack from signature to gate report, wherever it lies; exit status 1 if it may not serve."""
+    from appliance.daemons.packs import verify as check  # noqa: PLC0415 - each command imports only what it runs
+
+    manifest = check(_settings(state, config), folder).manifest
+    sys.stdout.write(f"{manifest.name} release {manifest.release}, {manifest.digest}: signed, whole, validated.\n")
+
+
+@packs_commands.command(name="install")
+def packs_install(folder: PackFolder, state: StateOption = None, config: ConfigOption = None) -> None:
+    """Copy a verified pack among the installed ones; it serves only when it is activated."""
+    from appliance.daemons.packs import install  # noqa: PLC0415 - each command imports only what it runs
+
+    manifest = install(_settings(state, config), folder).manifest
+    sys.stdout.write(f"{manifest.name} release {manifest.release} is installed.\n")
+
+
+@packs_commands.command(name="activate")
+def packs_activate(
+    name: PackName, release: PackRelease, state: StateOption = None, config: ConfigOption = None
+) -> None:
+    """Let a release serve once its golden cases hold on this machine, without losing a request."""
+    from appliance.daemons.packs import activate  # noqa: PLC0415 - each command imports only what it runs
+
+    sys.stdout.write(f"{activate(_settings(state, config), name, release)}\n")
+
+
+@packs_commands.command(name="shadow")
+def packs_shadow(
+    name: PackName,
+    release: Annotated[int | None, typer.Argument(metavar="[RELEASE]", help="None ends the shadow.")] = None,
+    state: StateOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Let a release answer unseen beside the one that serves, and compare."""
+    from appliance.daemons.packs import shadow  # noqa: PLC0415 - each command imports only what it runs
+
+    sys.stdout.write(f"{shadow(_settings(state, config), name, release)}\n")
+
+
+@packs_commands.command(name="rollback")
+def packs_rollback(name: PackName, state: StateOption = None, config: ConfigOption = None) -> None:
+    """Let the release before serve again."""
+    from appliance.daemons.packs import rollback  # noqa: PLC0415 - each command imports only what it runs
+
+    sys.stdout.write(f"{rollback(_settings(state, config), name)}\n")
+
+
+@packs_commands.command(name="remove")
+def packs_remove(name: PackName, release: PackRelease, state: StateOption = None, config: ConfigOption = None) -> None:
+    """Take out a release that is not in use."""
+    from appliance.daemons.packs import remove  # noqa: PLC0415 - each command imports only what it runs
+
+    remove(_settings(state, config), name, release)
+    sys.stdout.write(f"{name} release {release} is removed.\n")
 
 
 @bench_commands.command(name="inference")

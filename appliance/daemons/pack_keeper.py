@@ -8,7 +8,8 @@ import json
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from appliance.domain.errors import PackError, UnknownModelError
@@ -90,6 +91,8 @@ class PackKeeper:
             if stop.is_set():
                 return
             self._serve_first(name, found, selection.get(name, Selected()))
+            with suppress(PackError):  # it is listed as refused; what serves does not depend on it
+                self._shadow(name, found, selection.get(name, Selected()))
         self._write()
 
     def index(self) -> Sequence[IndexEntry]:
@@ -121,7 +124,7 @@ class PackKeeper:
             if pack_name not in {model.provenance.pack for model in self._runner.served()}:
                 raise UnknownModelError(f"The pack {pack_name} is not served.", "The repository's index lists packs.")
             self._runner.remove(pack_name)
-            self._forget(pack_name)
+            self._stand_by(pack_name, "active", "It was unloaded.")
             self._write()
         self._changed()
 
@@ -132,9 +135,7 @@ class PackKeeper:
     def _load(self, name: str) -> None:
         found = self._installed()
         selected = self._selection().get(name, Selected())
-        packs = in_order(
-            [pack for pack in found if isinstance(pack, VerifiedPack) and pack.manifest.name == name], selected
-        )
+        packs = in_order(_of_name(found, name), selected)
         wanted = next((pack for pack in packs if selected.active in {None, pack.manifest.release}), None)
         if wanted is None:
             self._note_problems(found)
@@ -142,13 +143,38 @@ class PackKeeper:
                 if isinstance(problem, PackProblem) and name in {problem.name, problem.name.rpartition("-")[0]}:
                     raise problem.error
             raise UnknownModelError(f"No pack {name} is installed.", "`insite packs list` lists what is.")
-        self._swap(wanted, [pack for pack in packs if pack is not wanted])
+        if (wanted.manifest.name, wanted.manifest.digest) not in self._serving():
+            self._swap(wanted, [pack for pack in packs if pack is not wanted])
+        self._shadow(name, found, selected)
+
+    def _serving(self) -> set[tuple[str, str]]:
+        return {(model.provenance.pack, model.provenance.pack_digest) for model in self._runner.served()}
+
+    def _shadow(self, name: str, found: Sequence[VerifiedPack | PackProblem], selected: Selected) -> None:
+        """Bring the shadow of a pack in line with what was selected; one that fails is listed, and harms nobody.
+
+        Raises:
+            PackError: It may not run.
+        """
+        running = {each.pack: each.release for each in self._runner.shadows()}
+        if running.get(name) == selected.shadow:
+            return
+        self._runner.drop_shadow(name)
+        self._stand_by(name, "shadow", "It no longer runs in shadow.")
+        for pack in found:
+            if isinstance(pack, VerifiedPack) and (pack.manifest.name, pack.manifest.release) == (
+                name,
+                selected.shadow,
+            ):
+                with self._trial() as trial:
+                    serving = serve_best(pack, trial, self._measured)
+                    self._runner.adopt_shadow(trial, name)
+                precision = serving.report.provenance.precision
+                self._note(_listed(pack.manifest, precision, "shadow", "It answers unseen, for comparison."))
 
     def _serve_first(self, name: str, found: Sequence[VerifiedPack | PackProblem], selected: Selected) -> None:
         """Serve the first release that may, and list the others."""
-        packs = in_order(
-            [pack for pack in found if isinstance(pack, VerifiedPack) and pack.manifest.name == name], selected
-        )
+        packs = in_order(_of_name(found, name), selected)
         for position, pack in enumerate(packs):
             try:
                 self._swap(pack, packs[position + 1 :])
@@ -191,10 +217,7 @@ class PackKeeper:
             worst_mask_dice=round(report.worst_mask_dice, 4),
         )
         given_way = " ".join(f"{each.precision} was rejected: {each.reason}" for each in serving.rejected)
-        for key, status in list(self._statuses.items()):
-            if status.name == manifest.name and status.state == "active":
-                other = f"Release {manifest.release} serves."
-                self._statuses[key] = PackStatus(**{**asdict(status), "state": "installed", "reason": other})
+        self._stand_by(manifest.name, "active", f"Release {manifest.release} serves.")
         self._note(_listed(manifest, report.provenance.precision, "active", given_way))
 
     def _note_problems(self, found: Sequence[VerifiedPack | PackProblem]) -> None:
@@ -207,12 +230,11 @@ class PackKeeper:
             self._log.error("pack refused", pack=status.name, release=status.release, reason=status.reason)
         self._statuses[status.name, status.release] = status
 
-    def _forget(self, name: str) -> None:
+    def _stand_by(self, name: str, state: str, reason: str) -> None:
+        """List a pack that was in a state as merely installed."""
         for key, status in list(self._statuses.items()):
-            if status.name == name and status.state == "active":
-                self._statuses[key] = PackStatus(
-                    **{**asdict(status), "state": "installed", "reason": "It was unloaded."}
-                )
+            if (status.name, status.state) == (name, state):
+                self._statuses[key] = replace(status, state="installed", precision="", reason=reason)
 
     def _installed(self) -> Sequence[VerifiedPack | PackProblem]:
         packs = self._settings.packs
@@ -240,6 +262,10 @@ def write_statuses(file: Path, statuses: Sequence[PackStatus]) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     draft.replace(file)
+
+
+def _of_name(found: Sequence[VerifiedPack | PackProblem], name: str) -> Sequence[VerifiedPack]:
+    return [pack for pack in found if isinstance(pack, VerifiedPack) and pack.manifest.name == name]
 
 
 def _listed(manifest: PackManifest, precision: str, state: str, reason: str) -> PackStatus:

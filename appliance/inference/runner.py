@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.domain.errors import InvalidTensorError, PackContentError, UnknownModelError
+from appliance.domain.errors import InferenceError, InvalidTensorError, PackContentError, UnknownModelError
 from appliance.domain.findings import ModelProvenance
 from appliance.domain.manifest import TensorSpec, VerifiedPack
 from appliance.domain.ports import Answer, ServedModel
@@ -24,8 +24,12 @@ from appliance.inference.loaded_pack import LoadedPack, choices_of, tensor_of_in
 from appliance.inference.onnxruntime_cpu import OnnxRuntimeCpu
 from appliance.inference.question import Question, content_digests
 from appliance.inference.scheduler import Ask, Batching, Priority, QueueLimits
+from appliance.inference.shadow import ShadowComparison
 from appliance.inference.statistics import Statistics
 from appliance.inference.tensors import Array, check_input, described
+
+SHADOW_WAITS_FROM = 16
+"""Images in the queue from which on nothing is answered in shadow as well."""
 
 Settle = Callable[[Answer | None, BaseException | None], None]
 
@@ -86,6 +90,8 @@ class PackRunner:
         self._runtimes = tuple(runtimes) if runtimes is not None else (OnnxRuntimeCpu(threads or usable_cpus()),)
         self._clock = clock
         self._packs: dict[str, LoadedPack] = {}
+        self._shadows: dict[str, LoadedPack] = {}
+        self.differences = ShadowComparison()
         self._swapping = Lock()
         self.statistics = Statistics()
         self._lane = Lane(limits or QueueLimits(), self._work, self._give_up, clock)
@@ -173,8 +179,9 @@ class PackRunner:
     def close(self) -> None:
         """Answer who waits, then let all packs go."""
         self._lane.close()
-        packs, self._packs = self._packs, {}
-        for pack in packs.values():
+        packs, self._packs = [*self._packs.values(), *self._shadows.values()], {}
+        self._shadows = {}
+        for pack in packs:
             pack.close()
 
     def infer(self, model: str, image: NDArray[np.uint8]) -> Answer:
@@ -207,6 +214,10 @@ class PackRunner:
             UnknownModelError, InvalidTensorError, OverloadedError, DeadlineError: As their names say; `settle` is not
                 called then.
         """
+        shadow = self._shadows.get(model.partition(".")[0])
+        if shadow is not None and self._fits_in_shadow(shadow, model, urgency):
+            settle, unseen = self.differences.pair(model, settle)
+            self._in_shadow(shadow, model, tensors, unseen)
         while True:
             pack, question, digests = self._question(model, version, tensors, settle)
             seconds = (urgency or Urgency()).seconds
@@ -230,6 +241,25 @@ class PackRunner:
         images = tensors[spec.name]
         check_input(spec, images)
         return pack, Question(task, images, settle, name=model), content_digests(images)
+
+    def adopt_shadow(self, other: "PackRunner", name: str) -> None:
+        """Let a pack that another runner loaded answer unseen what ours of the same name answers."""
+        pack = other.give(name)
+        self.drop_shadow(name)
+        self._lane.set_batching(pack, pack.batching)
+        self._shadows = {**self._shadows, name: pack}
+
+    def drop_shadow(self, name: str) -> None:
+        """End the shadow of a pack; none is no error."""
+        with self._swapping:
+            gone = self._shadows.get(name)
+            self._shadows = {each: pack for each, pack in self._shadows.items() if each != name}
+        if gone is not None:
+            self._retire(gone)
+
+    def shadows(self) -> Sequence[ModelProvenance]:
+        """The packs that answer in shadow."""
+        return tuple(pack.provenance for pack in self._shadows.values())
 
     def cancel(self, ask: Ask) -> bool:
         """Take a question back; False when it is being answered or is answered."""
@@ -278,6 +308,26 @@ class PackRunner:
                 "Build the pack with a variant for this machine.",
             )
         return LoadedPack(pack, wanted[0], self._clock)
+
+    def _fits_in_shadow(self, shadow: LoadedPack, model: str, urgency: Urgency | None) -> bool:
+        """Whether a shadow may answer too: never work of the background, never while much waits."""
+        background = urgency is not None and urgency.priority is Priority.BACKGROUND
+        known = model.partition(".")[2] in shadow.models
+        return known and not background and self._lane.waiting_images <= SHADOW_WAITS_FROM
+
+    def _in_shadow(self, shadow: LoadedPack, model: str, tensors: Mapping[str, Array], unseen: Settle) -> None:
+        images = tensors.get(shadow.manifest.input.name)
+        try:
+            if images is None:
+                raise InvalidTensorError("The shadow takes another input.")
+            check_input(tensor_of_input(shadow.manifest.input), images)
+            task = model.partition(".")[2]
+            question = Question(task, images, unseen, name=f"{model}@shadow")
+            with self._swapping:
+                if self._shadows.get(shadow.manifest.name) is shadow:
+                    self._lane.submit(Ask(shadow, content_digests(images), Priority.BACKGROUND, None, question))
+        except InferenceError as error:
+            unseen(None, error)
 
     def _retire(self, pack: LoadedPack) -> None:
         self._lane.drain(pack)
