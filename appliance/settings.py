@@ -79,6 +79,8 @@ class InferenceSettings(_Section):
     """PEM file of that certificate's key."""
     tls_client_authority: Path | None = None
     """PEM file of the authority whose certificates clients must show."""
+    metrics: str = ""
+    """Where `GET /metrics` is answered: `unix:///path`, `127.0.0.1:port` or `off`; default: a socket in `run/`."""
     queue_images: Annotated[int, Field(ge=1, le=4096)] = 256
     """Images that may wait; one more is refused with a hint when to try again."""
     ageing_seconds: Annotated[float, Field(gt=0)] = 2.0

@@ -6,15 +6,28 @@ A pack that may not serve never stops the others: it is logged, and listed with 
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 from appliance.daemons.pack_keeper import PackKeeper
+from appliance.daemons.runtimes import PROGRESS_FILE, engine_store, orders_for, runtimes_of, write_progress
+from appliance.domain.engine_file import EngineHost
 from appliance.inference.address import Address, TlsFiles, UnixAddress, address_from_text
+from appliance.inference.engine import Runtime
+from appliance.inference.engine_builds import EngineBuilds
+from appliance.inference.engine_store import EngineStore
+from appliance.inference.metrics import metrics_text
+from appliance.inference.metrics_server import OFF, MetricsServer
+from appliance.inference.nvml import GpuMonitor
 from appliance.inference.runner import PackRunner
 from appliance.inference.scheduler import QueueLimits
 from appliance.inference.server import InferenceServer
+from appliance.inference.tensorrt_engine import host_of
 from appliance.settings import Settings
 from appliance.telemetry import logger_for
+
+METRICS_SOCKET = Path("run", "inference-metrics.sock")
 
 
 def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) -> None:
@@ -29,8 +42,12 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
     address = address_of(settings)
     limits = QueueLimits(images=settings.inference.queue_images, ageing_seconds=settings.inference.ageing_seconds)
     with ExitStack() as stack:
-        runner = stack.enter_context(PackRunner((), settings.inference.threads, limits=limits))
-        keeper = PackKeeper(settings, runner, lambda: PackRunner((), settings.inference.threads), log)
+        monitor = stack.enter_context(GpuMonitor())
+        host = host_of(monitor.state())
+        store = engine_store(settings)
+        make = partial(_runtimes, settings, host, store, monitor)
+        runner = stack.enter_context(PackRunner((), limits=limits, runtimes=make()))
+        keeper = PackKeeper(settings, runner, lambda: PackRunner((), runtimes=make()), log)
         keeper.start(stop)
         if stop.is_set():
             return
@@ -39,9 +56,21 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         server = InferenceServer(runner, address, version=version("insite"), log=log, repository=keeper)
         stack.enter_context(server)
         keeper.when_changed(server.say_ready)
+        where = settings.inference.metrics or f"unix://{settings.state / METRICS_SOCKET}"
+        if where != OFF:
+            stack.enter_context(MetricsServer(where, lambda: metrics_text(runner, monitor.state())))
+        file = settings.state / PROGRESS_FILE
+        builds = stack.enter_context(EngineBuilds(lambda progress: write_progress(file, progress), keeper.refresh))
+        for pack in keeper.packs():
+            for order in orders_for(pack, store, host):
+                builds.order(order)
         log.info("serving", address=_words(address), models=[each.name for each in runner.served()])
         ready()
         stop.wait()
+
+
+def _runtimes(settings: Settings, host: EngineHost, store: EngineStore, monitor: GpuMonitor) -> tuple[Runtime, ...]:
+    return runtimes_of(settings, host, store, monitor.state)
 
 
 def address_of(settings: Settings) -> Address:

@@ -74,6 +74,7 @@ class PackKeeper:
         self._busy = threading.Lock()
         self._statuses: dict[tuple[str, int | None], PackStatus] = {}
         self._loading = ""
+        self._found: Sequence[VerifiedPack | PackProblem] = ()
         threads = settings.inference.threads or usable_cpus()
         self._measured = Measured(settings.state / MEASURED_FILE, machine_name(threads))
 
@@ -84,7 +85,7 @@ class PackKeeper:
     def start(self, stop: threading.Event) -> None:
         """Serve every pack that may; write the list."""
         self._write()  # a list of an earlier start says nothing about this one
-        found = self._installed()
+        found = self._found = self._installed()
         self._note_problems(found)
         selection = self._selection()
         for name in dict.fromkeys(pack.manifest.name for pack in found if isinstance(pack, VerifiedPack)):
@@ -117,6 +118,17 @@ class PackKeeper:
                 self._write()
         self._changed()
 
+    def refresh(self, name: str) -> None:
+        """Choose anew how a pack is served: an engine of it has become ready, or is ready no more."""
+        with self._busy:
+            found = self._installed()
+            with suppress(PackError):  # listed as refused; what serves goes on
+                for pack in in_order(_of_name(found, name), self._selection().get(name, Selected())):
+                    if (name, pack.manifest.digest) in self._serving():
+                        self._swap(pack, ())
+            self._write()
+        self._changed()
+
     def unload(self, name: str) -> None:
         """Stop serving a pack; see `Repository.unload`."""
         pack_name = name.partition(".")[0]
@@ -127,6 +139,15 @@ class PackKeeper:
             self._stand_by(pack_name, "active", "It was unloaded.")
             self._write()
         self._changed()
+
+    def packs(self) -> Sequence[VerifiedPack]:
+        """The releases that serve."""
+        serving = self._serving()
+        return [
+            pack
+            for pack in self._found
+            if isinstance(pack, VerifiedPack) and (pack.manifest.name, pack.manifest.digest) in serving
+        ]
 
     def statuses(self) -> Sequence[PackStatus]:
         """The packs as they were found, served and refused."""

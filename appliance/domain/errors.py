@@ -88,7 +88,7 @@ class GateError(PackError):
     """The gate report is missing or refuses the pack, or the golden cases do not reproduce on this machine."""
 
 
-class EngineFileError(PackError):
+class EngineFileError(PackContentError):
     """An engine file can't be built, or may not be loaded here; `refusal` says which of the two and why."""
 
     def __init__(self, message: str, way_forward: str = "", *, refusal: EngineRefusal | None = None) -> None:

@@ -30,7 +30,7 @@ _FATAL_ONLY = 4
 """ONNX Runtime's severity level; its errors reach us as exceptions, and our log from there."""
 
 _native = onnxruntime.capi.onnxruntime_pybind11_state
-_FAILURES = (
+FAILURES = (
     _native.Fail,
     _native.InvalidArgument,
     _native.InvalidGraph,
@@ -78,7 +78,7 @@ class OnnxRuntimeCpu:
         try:
             session = onnxruntime.InferenceSession(graph, options, providers=list(_PROVIDERS), enable_fallback=0)
             return OnnxRuntimeCpuEngine(session, title, precision)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise PackContentError(
                 f"ONNX Runtime can't load {title}: {error}.", "Build the pack again for this software."
             ) from error
@@ -91,8 +91,8 @@ class OnnxRuntimeCpuEngine:
         self._session: onnxruntime.InferenceSession | None = session
         self._title = title
         self._precision = precision
-        self._inputs = _specs(session.get_inputs())
-        self._outputs = _specs(session.get_outputs())
+        self._inputs = specs_of(session.get_inputs())
+        self._outputs = specs_of(session.get_outputs())
         # A burst of large batches must not keep its memory for good.
         self._run_options = onnxruntime.RunOptions()
         self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -130,7 +130,7 @@ class OnnxRuntimeCpuEngine:
         names = [spec.name for spec in self._outputs]
         try:
             arrays = session.run(names, dict(inputs), self._run_options)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise InferenceError(f"ONNX Runtime failed on {self._title}: {error}.", "See the log.") from error
         return dict(zip(names, arrays, strict=True))
 
@@ -153,7 +153,8 @@ class OnnxRuntimeCpuEngine:
                 )
 
 
-def _specs(nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:
+def specs_of(nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    """What ONNX Runtime says of a graph's inputs or outputs; -1 for each length that is open."""
     return tuple(
         TensorSpec(
             node.name,

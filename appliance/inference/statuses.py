@@ -7,6 +7,7 @@ import grpc
 
 from appliance.domain.errors import (
     DeadlineError,
+    EngineFileError,
     InferenceError,
     InferenceUnavailableError,
     InsiteError,
@@ -37,6 +38,7 @@ STATUS_OF_ERROR: tuple[tuple[type[InsiteError], grpc.StatusCode], ...] = (
     (RegionRangeError, grpc.StatusCode.OUT_OF_RANGE),
     (SignatureError, grpc.StatusCode.PERMISSION_DENIED),
     (ManifestError, grpc.StatusCode.DATA_LOSS),
+    (EngineFileError, grpc.StatusCode.FAILED_PRECONDITION),
     (PackContentError, grpc.StatusCode.DATA_LOSS),
     (PackError, grpc.StatusCode.FAILED_PRECONDITION),
     (InferenceUnavailableError, grpc.StatusCode.UNAVAILABLE),
