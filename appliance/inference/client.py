@@ -82,6 +82,14 @@ class OipClient:
         answer: oip.ModelReadyResponse = self._call(self._stub.ModelReady, request, f"Asking after {model}")
         return answer.ready
 
+    def regions(self) -> Sequence[str]:
+        """Names of the regions of shared memory that are registered."""
+        request = oip.SystemSharedMemoryStatusRequest()
+        answer: oip.SystemSharedMemoryStatusResponse = self._call(
+            self._stub.SystemSharedMemoryStatus, request, "Listing shared memory"
+        )
+        return tuple(sorted(answer.regions))
+
     def load_pack(self, name: str, seconds: float) -> None:
         """Have the daemon verify, replay and serve a pack in its selected release."""
         self._patiently(

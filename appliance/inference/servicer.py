@@ -114,6 +114,9 @@ class InferenceServicer(GRPCInferenceServiceServicer):
                 await answers.put(asyncio.ensure_future(self._infer_in_stream(request)))
             await answers.put(None)
 
+        await context.send_initial_metadata(
+            ()
+        )  # apart from the first answer, so that the call can end before that is read
         reader = asyncio.ensure_future(read())
         try:
             while (answer := await answers.get()) is not None:
@@ -254,14 +257,16 @@ class InferenceServicer(GRPCInferenceServiceServicer):
             )
 
     async def _write(self, answer: oip.ModelStreamInferResponse, context: Context) -> None:
-        try:
-            async with asyncio.timeout(self._stalled_seconds):
-                await context.write(answer)
-        except TimeoutError:
+        # The write is left alone, not cancelled: gRPC holds its message until the client reads, and the code behind it.
+        writing = asyncio.ensure_future(context.write(answer))
+        done, _ = await asyncio.wait({writing}, timeout=self._stalled_seconds)
+        if done:
+            await writing
+        else:
             raise DeadlineError(
                 f"The client has read no answer of its stream for {self._stalled_seconds:g} s.",
                 "Read the answers while requests are sent.",
-            ) from None
+            )
 
     def _packs(self) -> Repository:
         if self._repository is None:
