@@ -26,6 +26,8 @@ _DATATYPES = {
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
 }
+DYNAMIC_BLOCKS = 4
+LARGE_BATCH = 2
 _FATAL_ONLY = 4
 """ONNX Runtime's severity level; its errors reach us as exceptions, and our log from there."""
 
@@ -75,6 +77,8 @@ class OnnxRuntimeCpu:
         options.log_severity_level = _FATAL_ONLY
         # Idle threads must not spin: the node, the worker and the database live on the same CPUs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Operators are cut into blocks that threads take as they come: one that is held up does not hold up the others.
+        options.add_session_config_entry("session.dynamic_block_base", str(DYNAMIC_BLOCKS))
         try:
             session = onnxruntime.InferenceSession(graph, options, providers=list(_PROVIDERS), enable_fallback=0)
             return OnnxRuntimeCpuEngine(session, title, precision)
@@ -93,9 +97,10 @@ class OnnxRuntimeCpuEngine:
         self._precision = precision
         self._inputs = specs_of(session.get_inputs())
         self._outputs = specs_of(session.get_outputs())
-        # A burst of large batches must not keep its memory for good.
-        self._run_options = onnxruntime.RunOptions()
-        self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        # A burst of large batches must not keep its memory for good; a small batch would pay for it at each run.
+        self._large = onnxruntime.RunOptions()
+        self._large.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._small = onnxruntime.RunOptions()
 
     @property
     def runtime(self) -> str:
@@ -129,7 +134,7 @@ class OnnxRuntimeCpuEngine:
         self._check(inputs)
         names = [spec.name for spec in self._outputs]
         try:
-            arrays = session.run(names, dict(inputs), self._run_options)
+            arrays = session.run(names, dict(inputs), self._large if _is_large(inputs) else self._small)
         except FAILURES as error:
             raise InferenceError(f"ONNX Runtime failed on {self._title}: {error}.", "See the log.") from error
         return dict(zip(names, arrays, strict=True))
@@ -151,6 +156,10 @@ class OnnxRuntimeCpuEngine:
                     f"The input {spec.name} of {self._title} is {array.dtype} {list(array.shape)}.",
                     f"Expected is {described(spec)}.",
                 )
+
+
+def _is_large(inputs: Mapping[str, Tensor]) -> bool:
+    return max((tensor.shape[0] for tensor in inputs.values() if tensor.shape), default=0) > LARGE_BATCH
 
 
 def specs_of(nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:
