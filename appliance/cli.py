@@ -287,6 +287,30 @@ def bench_inference(
         Console().print(table_of(found))
 
 
+@bench_commands.command(name="soak")
+def bench_soak(
+    state: StateOption = None,
+    config: ConfigOption = None,
+    packs: Annotated[Path | None, typer.Option("--packs", metavar="DIR", help="Folder of signed packs.")] = None,
+    cycles: Annotated[int, typer.Option("--cycles", help="Times that the pack is unloaded and loaded.")] = 1000,
+    requests: Annotated[int, typer.Option("--requests", help="Requests.")] = 100_000,
+) -> None:
+    """Load, unload and ask for long, and print as JSON how much the inference daemon has grown."""
+    from appliance.daemons.bench_soak import Soak  # noqa: PLC0415 - each command imports only what it runs
+    from appliance.daemons.bench_soak import bench_soak as measure  # noqa: PLC0415 - the same
+
+    settings = _settings(state, config, {"packs": {"folder": str(packs.absolute())}} if packs else None)
+    _print_json(measure(settings, Soak(cycles, requests)))
+
+
+@bench_commands.command(name="gpu")
+def bench_gpu(state: StateOption = None, config: ConfigOption = None) -> None:
+    """Try every runtime of this machine's GPU on the installed packs, and print as JSON how fast each is."""
+    from appliance.daemons.bench_gpu import bench_gpu as measure  # noqa: PLC0415 - each command imports only what it runs
+
+    _print_json(measure(_settings(state, config)))
+
+
 @app.command()
 def user(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who may log in to the status site.")],

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.table import Table
 
-from appliance.daemons.bench_peers import Running, child_json, child_running, mlserver, our_daemon
+from appliance.daemons.bench_peers import Running, child_json, child_running, mlserver, our_daemon, trusted
 from appliance.domain.errors import PackError
 from appliance.domain.manifest import PackManifest, VerifiedPack
 from appliance.inference.cpus import usable_cpus
@@ -91,15 +91,14 @@ def bench_inference(settings: Settings, effort: Effort, peer: Path | None) -> di
         PackError: There is no pack to measure.
         InsiteError: A server did not come up.
     """
-    pack = _first_pack(settings)
+    pack = first_pack(settings)
     raw: dict[str, Any] = {"machine": {"cpus": usable_cpus(), "load_before": os.getloadavg()[0]}, "left_out": {}}
     ratios: dict[str, float | None] = dict.fromkeys(GOALS)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="insite-bench-")))
         state = folder / "state"
         state.mkdir()
-        environment = {"INSITE_PACKS__TRUSTED_KEYS": _json_list(settings.packs.trusted_keys)}
-        daemon = stack.enter_context(our_daemon(settings.packs_folder, state, environment))
+        daemon = stack.enter_context(our_daemon(settings.packs_folder, state, trusted(settings)))
         subject = _subject(pack, daemon, settings)
         raw["subject"] = {"pack": pack.manifest.digest, "encoder": subject.graph.name, "threads": subject.threads}
         run = _Run(daemon, subject, effort, _best_in_process(subject, raw), ratios, raw)
@@ -126,7 +125,12 @@ def table_of(found: Mapping[str, Any]) -> Table:
     return table
 
 
-def _first_pack(settings: Settings) -> VerifiedPack:
+def first_pack(settings: Settings) -> VerifiedPack:
+    """The pack that is measured: the first of the installed ones, by name.
+
+    Raises:
+        PackError: There is none.
+    """
     found = installed_packs(settings.packs_folder, settings.packs.trusted_keys, allow_unvalidated=True)
     packs = [each for each in found if isinstance(each, VerifiedPack)]
     if not packs:
@@ -248,7 +252,7 @@ def _crowd(run: _Run) -> None:
 @contextmanager
 def _peer(python: Path | None, subject: _Subject, folder: Path, raw: dict[str, Any]) -> Iterator[Running | None]:
     if python is None or not python.exists():
-        raw["left_out"]["throughput_vs_mlserver"] = "no environment with MLServer: `make build/mlserver`"
+        raw["left_out"]["throughput_vs_mlserver"] = "no environment with MLServer: `make bench` makes one"
         yield None
         return
     with mlserver(python, subject.graph, subject.threads, folder / "mlserver", MLSERVER_PORT) as running:
@@ -301,7 +305,3 @@ def _median(values: Iterator[float]) -> float:
 def _percentile(values: list[float], percent: int) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
-
-
-def _json_list(paths: tuple[Path, ...]) -> str:
-    return "[" + ", ".join(f'"{path}"' for path in paths) + "]"

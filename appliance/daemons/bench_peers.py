@@ -13,6 +13,7 @@ from typing import Any
 
 from appliance.domain.errors import InsiteError
 from appliance.inference.client import OipClient
+from appliance.settings import Settings
 
 START_SECONDS = 120.0
 LARGEST_BATCH = 8
@@ -49,6 +50,16 @@ class Running:
 
     target: str
     process: "subprocess.Popen[bytes]"
+
+
+def trusted(settings: Settings) -> Mapping[str, str]:
+    """The environment in which a daemon trusts whom these settings trust, and serves what they measure."""
+    keys = [str(key) for key in settings.packs.trusted_keys]
+    return {
+        "INSITE_PACKS__TRUSTED_KEYS": json.dumps(keys),
+        "INSITE_PACKS__ALLOW_UNVALIDATED": "true",
+        "INSITE_INFERENCE__THREADS": str(settings.inference.threads),
+    }
 
 
 @contextmanager

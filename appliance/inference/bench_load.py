@@ -41,6 +41,8 @@ class Load:
         models: Asked one after the other by each client, on the same image until all were asked; several at once where
             `together` is set.
         priority: Of every request; 0 sends none.
+        count: Rounds of each client, in place of `seconds`; 0 for none.
+        same_image: Each client asks about one image again and again.
         pause: Seconds between an answer and the next request of a client.
     """
 
@@ -57,6 +59,7 @@ class Load:
     priority: int = 0
     pause: float = 0.0
     count: int = 0
+    same_image: bool = False
 
 
 @dataclass(slots=True)
@@ -113,7 +116,7 @@ class _Client:
 
     def requests(self) -> list[oip.ModelInferRequest]:
         """Requests for every model on one new image."""
-        self._number += 1
+        self._number += not self._load.same_image
         counter = self._number.to_bytes(COUNTER_BYTES, "little")
         if self._memory is not None:
             os.pwrite(self._memory, counter, 0)

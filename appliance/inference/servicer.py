@@ -240,6 +240,9 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         except asyncio.CancelledError:
             self._runner.cancel(ask)
             raise
+        self._log.debug(
+            "answered", id=request.id, model=request.model_name, queue_us=int(ask.payload.timing.queue * 1e6)
+        )
         response = response_from_outputs(request, answer.outputs, answer.provenance, self._regions)
         if wishes.final:
             response.parameters[FINAL].bool_param = True
