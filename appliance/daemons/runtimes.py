@@ -58,7 +58,7 @@ def runtimes_of(
         trial = partial(try_engine, name)
         found.append(TensorRt(name, store, host, cuda, gpu=gpu, trial=trial, library=library))
     state = gpu()
-    if state is not None:
+    if state is not None and state.sound:
         found.append(OnnxRuntimeCuda(int(state.free_bytes * ARENA_SHARE)))
     found.append(OnnxRuntimeCpu(settings.inference.threads or usable_cpus()))
     return tuple(found)

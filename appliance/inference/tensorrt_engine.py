@@ -107,7 +107,7 @@ class TensorRt:
                 f"No engine of {self._name} was built from {title} yet.", "ONNX Runtime serves until it is built."
             )
         metadata, data = checked_engine(file, source, self._host)
-        self._check_memory(metadata, title)
+        self._check_gpu(metadata, title)
         self._trial(file)
         engine = self._opened().deserialize_cuda_engine(data)
         if engine is None:
@@ -126,8 +126,13 @@ class TensorRt:
             self._reader = self._library.Runtime(self._logger)
         return self._reader
 
-    def _check_memory(self, metadata: EngineMetadata, title: str) -> None:
+    def _check_gpu(self, metadata: EngineMetadata, title: str) -> None:
         state = self._gpu()
+        if state is not None and not state.sound:
+            raise EngineFileError(
+                f"The GPU reported errors ({state.ecc_errors or 0} of its memory, XIDs {list(state.xid_errors)}).",
+                "ONNX Runtime serves on the CPU until the GPU was looked at and reset.",
+            )
         needed = metadata.size_bytes * ENGINE_MEMORY + SPARE_BYTES
         if state is not None and state.free_bytes < needed:
             raise EngineFileError(

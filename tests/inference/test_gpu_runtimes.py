@@ -32,11 +32,16 @@ DAMAGED = (
 
 
 def tensorrt(
-    folder: Path, *, host: EngineHost = HOST, free: int = 6 << 30, trial: Callable[[Path], None] = lambda _: None
+    folder: Path,
+    *,
+    host: EngineHost = HOST,
+    free: int = 6 << 30,
+    xids: tuple[int, ...] = (),
+    trial: Callable[[Path], None] = lambda _: None,
 ) -> tuple[TensorRt, FakeCuda]:
     """The runtime on a fake GPU, with the engines that lie in a folder."""
     cuda = FakeCuda()
-    state = GpuState("GPU", "GPU-1", "8.9", "580", 8 << 30, free)
+    state = GpuState("GPU", "GPU-1", "8.9", "580", 8 << 30, free, xid_errors=xids)
     store = EngineStore(folder, (), lambda _: None)
     runtime = TensorRt(TENSORRT_RTX, store, host, lambda: cuda, gpu=lambda: state, trial=trial, library=FAKE_TENSORRT)
     return runtime, cuda
@@ -122,6 +127,7 @@ def test_without_cuda_the_sentence_says_so() -> None:
         ({"host": EngineHost((("tensorrt-rtx", "1.8.0.0"),), "8.9")}, EngineRefusal.OTHER_RUNTIME),
         ({"host": EngineHost((), "8.9")}, EngineRefusal.NO_RUNTIME),
         ({"free": 1 << 20}, None),
+        ({"xids": (79,)}, None),
     ],
 )
 def test_an_engine_that_does_not_fit_is_never_opened(
