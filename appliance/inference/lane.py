@@ -19,7 +19,7 @@ class Lane:
     Args:
         limits: Of the queue.
         work: Runs one batch and tells every ask of it its outcome itself. Called by the lane's thread only.
-        give_up: Tells an ask that it will not be run, and why.
+        give_up: Tells an ask that it was not run, and why; also when `work` raised, after which some may know already.
         clock: Seconds; deadlines are on it.
     """
 
@@ -89,6 +89,13 @@ class Lane:
         if self._thread is not threading.current_thread():
             self._thread.join()
 
+    def _run_batch(self, batch: Sequence[Ask]) -> None:
+        try:
+            self._work(batch)
+        except Exception as error:  # noqa: BLE001 - the top of the lane's loop: those who wait are told, the lane goes on
+            for ask in batch:
+                self._give_up(ask, error)
+
     def _run(self) -> None:
         while True:
             with self._changed:
@@ -102,7 +109,7 @@ class Lane:
             for ask in taken.expired:
                 self._give_up(ask, DeadlineError(_EXPIRED, "Give it more time, or ask when less waits."))
             if taken.batch:
-                self._work(taken.batch)
+                self._run_batch(taken.batch)
             with self._changed:
                 self._running = frozenset()
                 self._changed.notify_all()

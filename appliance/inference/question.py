@@ -41,9 +41,13 @@ class Question:
     name: str = ""
     timing: Timing = field(default_factory=Timing)
     failed: bool = field(default=False, init=False)
+    settled: bool = field(default=False, init=False)
 
     def settle(self, answer: Answer | None, error: BaseException | None) -> None:
-        """Tell the caller."""
+        """Tell the caller, once: what comes after the first outcome is not told."""
+        if self.settled:
+            return
+        self.settled = True
         self.failed = error is not None
         self.tell(answer, error)
 

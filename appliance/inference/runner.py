@@ -355,8 +355,10 @@ class PackRunner:
         self.statistics.batch([(ask.payload, len(ask.contents)) for ask in batch], self._clock() - now)
 
     def _give_up(self, ask: Ask, error: Exception) -> None:
-        self.statistics.failed(ask.payload.name)
-        ask.payload.settle(None, error)
+        question: Question = ask.payload
+        if not question.settled:
+            self.statistics.failed(question.name)
+            question.settle(None, error)
 
 
 def _fulfil(answer: "Future[Answer]", found: Answer | None, error: BaseException | None) -> None:

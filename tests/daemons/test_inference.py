@@ -1,6 +1,7 @@
 """The inference daemon from outside: what it serves, what it refuses and says, and how it ends."""
 
 import json
+import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +99,17 @@ def test_without_a_usable_pack_it_still_answers_and_says_why(tmp_path: Path, pac
         assert client.served() == ()
     assert [each["state"] for each in listed(settings)] == ["refused"] * (packs == "an unvalidated one")
     assert "no pack serves" in {line["event"] for line in log}
+
+
+def test_its_metrics_are_answered_on_a_socket_of_their_own(tmp_path: Path) -> None:
+    """What was served is counted under Triton's names, for whoever may look into the run folder."""
+    settings = settings_for(tmp_path, tiny_pack(tmp_path / "packs"))
+    with running(settings) as client, socket.socket(socket.AF_UNIX) as scrape:
+        client.infer("chest-xray.guard", bright_picture())
+        scrape.connect(str(settings.state / "run" / "inference-metrics.sock"))
+        scrape.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        said = scrape.makefile("rb").read().decode()
+    assert 'nv_inference_request_success{model="chest-xray.guard",version="1"} 1' in said
 
 
 def test_it_opens_no_network_socket(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_the_best_runtime_comes_first_and_the_cpu_is_always_there(tmp_path: Path
     settings = settings_for(tmp_path)
     store = engine_store(settings)
     names = [each.name for each in runtimes_of(settings, HOST, store, lambda: GPU, FAKE_TENSORRT)]
-    assert names == ["tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"]
+    assert names == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"]
     doubtful = dataclasses.replace(GPU, ecc_errors=1)
     names = [each.name for each in runtimes_of(settings, HOST, store, lambda: doubtful, FAKE_TENSORRT)]
     assert "onnxruntime-cuda" not in names

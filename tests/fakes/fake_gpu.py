@@ -19,7 +19,7 @@ from appliance.inference.engine_file import write_engine
 from appliance.inference.tensors import DTYPES, Array
 
 VERSION = "1.7.1.116"
-HOST = EngineHost((("tensorrt-rtx", VERSION),), "8.9")
+HOST = EngineHost((("tensorrt", VERSION), ("tensorrt-rtx", VERSION)), "8.9")
 _HEADER = struct.Struct("<4s4xQQ4B4s")
 
 
@@ -54,9 +54,7 @@ class FakeCuda:
         """Nothing is ever under way."""
 
 
-def fake_engine(
-    folder: Path, graph: bytes, *, capabilities: tuple[str, ...] = ("8.9",), version: str = VERSION
-) -> Path:
+def fake_engine(folder: Path, graph: bytes, runtime: str = "tensorrt-rtx") -> Path:
     """An engine file of the fake, with its description: the header of a real one, and the graph itself."""
     parts = [int(part) for part in VERSION.split(".")]
     data = _HEADER.pack(b"vtrt", 2, _HEADER.size + len(graph), *parts, b"vtrt") + graph
@@ -64,11 +62,8 @@ def fake_engine(
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{source[:32]}.trtrtx.engine"
     digest = hashlib.sha256(data).hexdigest()
-    write_engine(
-        file,
-        memoryview(data),
-        EngineMetadata("tensorrt-rtx", version, capabilities, "fp32", 8, source, digest, len(data), 1.0),
-    )
+    metadata = EngineMetadata(runtime, VERSION, ("8.9",), "fp32", 8, source, digest, len(data), 1.0)
+    write_engine(file, memoryview(data), metadata)
     return file
 
 

@@ -3,7 +3,8 @@
 import gc
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from appliance.domain.engine_file import EngineHost, EngineRefusal
 from appliance.domain.errors import EngineFileError, PackContentError, SignatureError
 from appliance.domain.gpu import GpuState
 from appliance.inference.cuda import CudaRuntime, DeviceArray
+from appliance.inference.engine_build import SUFFIX, BuildPlan, build_engine
 from appliance.inference.engine_store import EngineStore
 from appliance.inference.engine_trial import try_engine
+from appliance.inference.nvml import GpuMonitor
 from appliance.inference.onnxruntime_cuda import OnnxRuntimeCuda, OrtTensor
-from appliance.inference.tensorrt_engine import TENSORRT_RTX, TensorRt, host_of
+from appliance.inference.tensorrt_engine import TENSORRT, TENSORRT_RTX, TensorRt, host_of
 from appliance.packs.signing import generate_keys, sign_file, verify_file
 from tests.contracts.engine_contract import EngineContract
 from tests.fakes.fake_gpu import FAKE_TENSORRT, HOST, FakeCuda, fake_engine
@@ -38,24 +41,25 @@ def tensorrt(
     free: int = 6 << 30,
     xids: tuple[int, ...] = (),
     trial: Callable[[Path], None] = lambda _: None,
+    name: str = TENSORRT_RTX,
 ) -> tuple[TensorRt, FakeCuda]:
     """The runtime on a fake GPU, with the engines that lie in a folder."""
     cuda = FakeCuda()
     state = GpuState("GPU", "GPU-1", "8.9", "580", 8 << 30, free, xid_errors=xids)
     store = EngineStore(folder, (), lambda _: None)
-    runtime = TensorRt(TENSORRT_RTX, store, host, lambda: cuda, gpu=lambda: state, trial=trial, library=FAKE_TENSORRT)
+    runtime = TensorRt(name, store, host, lambda: cuda, gpu=lambda: state, trial=trial, library=FAKE_TENSORRT)
     return runtime, cuda
 
 
-class TestTensorRtRtx(EngineContract):
-    """The suite, on engines of the fake that were built from the suite's graphs."""
+class TestTensorRt(EngineContract):
+    """The suite, on engines of the fake that were built from the suite's graphs, for both libraries."""
 
-    @pytest.fixture
-    def runtime(self, tmp_path: Path) -> TensorRt:
+    @pytest.fixture(params=[TENSORRT, TENSORRT_RTX])
+    def runtime(self, tmp_path: Path, request: pytest.FixtureRequest) -> TensorRt:
         """Engines for every graph of the suite."""
         for graph in (GRAPH, *DAMAGED):
-            fake_engine(tmp_path, graph)
-        return tensorrt(tmp_path)[0]
+            fake_engine(tmp_path, graph, request.param)
+        return tensorrt(tmp_path, name=request.param)[0]
 
 
 class TestOnnxRuntimeBound(EngineContract):
@@ -79,6 +83,24 @@ class TestOnnxRuntimeCuda(EngineContract):
         except EngineFileError as error:
             pytest.skip(f"no GPU: {error}")
         return OnnxRuntimeCuda(1 << 30)
+
+
+@pytest.mark.gpu
+class TestTensorRtRtxOnItsGpu(EngineContract):
+    """The suite on a real GPU, with an engine that is built for it."""
+
+    @pytest.fixture
+    def runtime(self, tmp_path: Path) -> Iterator[TensorRt]:
+        """The first GPU, and the real library."""
+        with GpuMonitor() as monitor:
+            state = monitor.state()
+            if state is None:
+                pytest.skip(f"no GPU: {monitor.problem}")
+            store = EngineStore(tmp_path, (), lambda _: None)
+            source = hashlib.sha256(GRAPH).hexdigest()
+            build_engine(GRAPH, store.place_for(source, SUFFIX), BuildPlan("fp32", (state.compute_capability,)))
+            trial = partial(try_engine, TENSORRT_RTX)
+            yield TensorRt(TENSORRT_RTX, store, host_of(state), CudaRuntime, gpu=monitor.state, trial=trial)
 
 
 def test_features_stay_on_the_device_between_two_graphs(tmp_path: Path) -> None:
