@@ -7,6 +7,7 @@ still. It knows neither packs nor connections: a `key` says which asks may run t
 import enum
 import heapq
 import itertools
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,11 +30,13 @@ class QueueLimits:
     Attributes:
         images: Images that may wait; one more is refused.
         background_share: Part of `images` that background work may fill, so that it never shuts out the rest.
+        routine_share: Part of `images` beyond which only STAT is taken, so that nobody shuts that out.
         ageing_seconds: Waiting time that makes up for one class: nobody starves, whatever keeps coming before him.
     """
 
     images: int = 256
     background_share: float = 0.75
+    routine_share: float = 0.9
     ageing_seconds: float = 2.0
 
 
@@ -131,13 +134,12 @@ class BatchQueue:
         if ask.deadline is not None and ask.deadline <= now:
             raise DeadlineError("The deadline had passed when the request arrived.", "Give it more time.")
         size = len(ask.contents)
-        background = ask.priority is Priority.BACKGROUND
-        room = int(self._limits.images * self._limits.background_share) if background else self._limits.images
-        held = self._background if background else self._images
+        room = self._room(ask.priority)
+        held = self._background if ask.priority is Priority.BACKGROUND else self._images
         if held + size > room or self._images + size > self._limits.images:
             seconds = max(0.05, self._images * self._batching.get(ask.key, Batching()).image_seconds)
             raise OverloadedError(
-                f"{self._images} images wait, {room} may.",
+                f"{held} images wait, {room} of this class may.",
                 f"Try again in {seconds:.2f} s.",
                 retry_after_seconds=seconds,
             )
@@ -146,6 +148,11 @@ class BatchQueue:
         self._count(ask, 1)
         rank = now + (ask.priority - Priority.STAT) * self._limits.ageing_seconds
         heapq.heappush(self._heap, (rank, next(self._order), ask))
+
+    def _room(self, priority: Priority) -> int:
+        limits = self._limits
+        share = {Priority.BACKGROUND: limits.background_share, Priority.ROUTINE: limits.routine_share}
+        return math.ceil(limits.images * share.get(priority, 1.0))
 
     def cancel(self, ask: Ask) -> bool:
         """Take an ask out; False when it does not wait any more."""

@@ -145,10 +145,19 @@ def test_a_full_queue_says_when_to_come_again() -> None:
     assert refused.value.retry_after_seconds == pytest.approx(0.06)
     queue.put(ask("r1"), 0)
     queue.put(ask("r2"), 0)
-    with pytest.raises(OverloadedError, match="8 images wait, 8 may"):
+    with pytest.raises(OverloadedError, match="8 images wait, 8 of this class may"):
         queue.put(ask("r3"), 0)
     assert order_of(queue, 0)[:2] == ["r1", "r2"]
     queue.put(ask("room again", BACKGROUND), 0)
+
+
+def test_nobody_shuts_out_the_urgent() -> None:
+    """However much routine work waits, there is room for STAT."""
+    queue = queue_of(*((0, ask(str(number))) for number in range(18)), images=20)
+    with pytest.raises(OverloadedError):
+        queue.put(ask("routine"), 0)
+    queue.put(ask("urgent", STAT), 0)
+    assert names(queue.take(0).batch) == ["urgent"]
 
 
 def test_a_key_that_is_forgotten_is_batched_by_default() -> None:
