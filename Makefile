@@ -7,7 +7,7 @@ DATA   ?= ../shared/data/cxr
 KEY    ?= build/keys/signing-key.pem
 VARIANT ?= cpu
 
-.PHONY: help setup demo test check lint types contracts pack bundle test-fleet proto lock clean
+.PHONY: help setup demo test check lint types contracts pack bundle bench test-fleet proto lock clean
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,13 @@ pack: setup ## train, distil, quantise, verify, sign: rebuild engines/chest-xray
 
 bundle: setup $(KEY) ## one signed archive for machines without network: KEY=your-key.pem VARIANT=cpu|gpu
 	$(BIN)/python ansible/build_bundle.py --key $(KEY) --variant $(VARIANT) --out build
+
+bench: setup build/mlserver/bin/python ## compare the inference daemon with ONNX Runtime alone and with MLServer
+	$(BIN)/insite bench inference
+
+build/mlserver/bin/python:
+	$(PYTHON) -m venv build/mlserver
+	build/mlserver/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock mlserver==1.7.1 onnxruntime
 
 build/keys/signing-key.pem:
 	$(BIN)/insite-export keygen --out build/keys

@@ -7,7 +7,7 @@ import onnxruntime
 
 from appliance.domain.errors import InferenceError, InferenceUnavailableError, InvalidTensorError, PackContentError
 from appliance.domain.manifest import TensorSpec
-from appliance.inference.tensors import Array, described, fits
+from appliance.inference.tensors import Array, Tensor, described, fits
 
 NAME = "onnxruntime-cpu"
 
@@ -26,11 +26,13 @@ _DATATYPES = {
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
 }
+DYNAMIC_BLOCKS = 4
+LARGE_BATCH = 2
 _FATAL_ONLY = 4
 """ONNX Runtime's severity level; its errors reach us as exceptions, and our log from there."""
 
 _native = onnxruntime.capi.onnxruntime_pybind11_state
-_FAILURES = (
+FAILURES = (
     _native.Fail,
     _native.InvalidArgument,
     _native.InvalidGraph,
@@ -61,6 +63,11 @@ class OnnxRuntimeCpu:
         """The name by which a manifest asks for it."""
         return NAME
 
+    @property
+    def version(self) -> str:
+        """Of ONNX Runtime."""
+        return str(onnxruntime.__version__)
+
     def load(self, graph: bytes, *, title: str, precision: str) -> "OnnxRuntimeCpuEngine":
         """Make an engine; see `Runtime.load`."""
         options = onnxruntime.SessionOptions()
@@ -70,10 +77,12 @@ class OnnxRuntimeCpu:
         options.log_severity_level = _FATAL_ONLY
         # Idle threads must not spin: the node, the worker and the database live on the same CPUs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Operators are cut into blocks that threads take as they come: one that is held up does not hold up the others.
+        options.add_session_config_entry("session.dynamic_block_base", str(DYNAMIC_BLOCKS))
         try:
             session = onnxruntime.InferenceSession(graph, options, providers=list(_PROVIDERS), enable_fallback=0)
             return OnnxRuntimeCpuEngine(session, title, precision)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise PackContentError(
                 f"ONNX Runtime can't load {title}: {error}.", "Build the pack again for this software."
             ) from error
@@ -86,11 +95,12 @@ class OnnxRuntimeCpuEngine:
         self._session: onnxruntime.InferenceSession | None = session
         self._title = title
         self._precision = precision
-        self._inputs = _specs(session.get_inputs())
-        self._outputs = _specs(session.get_outputs())
-        # A burst of large batches must not keep its memory for good.
-        self._run_options = onnxruntime.RunOptions()
-        self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._inputs = specs_of(session.get_inputs())
+        self._outputs = specs_of(session.get_outputs())
+        # A burst of large batches must not keep its memory for good; a small batch would pay for it at each run.
+        self._large = onnxruntime.RunOptions()
+        self._large.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._small = onnxruntime.RunOptions()
 
     @property
     def runtime(self) -> str:
@@ -112,7 +122,11 @@ class OnnxRuntimeCpuEngine:
         """The graph's outputs."""
         return self._outputs
 
-    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    def run_on_device(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The host's memory is the device's; see `Engine.run_on_device`."""
+        return self.run(inputs)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Array]:
         """Compute all outputs; see `Engine.run`."""
         session = self._session
         if session is None:
@@ -120,8 +134,8 @@ class OnnxRuntimeCpuEngine:
         self._check(inputs)
         names = [spec.name for spec in self._outputs]
         try:
-            arrays = session.run(names, dict(inputs), self._run_options)
-        except _FAILURES as error:
+            arrays = session.run(names, dict(inputs), self._large if _is_large(inputs) else self._small)
+        except FAILURES as error:
             raise InferenceError(f"ONNX Runtime failed on {self._title}: {error}.", "See the log.") from error
         return dict(zip(names, arrays, strict=True))
 
@@ -129,7 +143,7 @@ class OnnxRuntimeCpuEngine:
         """Let the session go."""
         self._session = None
 
-    def _check(self, inputs: Mapping[str, Array]) -> None:
+    def _check(self, inputs: Mapping[str, Tensor]) -> None:
         if set(inputs) != {spec.name for spec in self._inputs}:
             raise InvalidTensorError(
                 f"{self._title} was given {', '.join(sorted(inputs)) or 'no input'}.",
@@ -144,7 +158,12 @@ class OnnxRuntimeCpuEngine:
                 )
 
 
-def _specs(nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:
+def _is_large(inputs: Mapping[str, Tensor]) -> bool:
+    return max((tensor.shape[0] for tensor in inputs.values() if tensor.shape), default=0) > LARGE_BATCH
+
+
+def specs_of(nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    """What ONNX Runtime says of a graph's inputs or outputs; -1 for each length that is open."""
     return tuple(
         TensorSpec(
             node.name,

@@ -1,7 +1,7 @@
 """Open Inference Protocol datatypes as numpy dtypes, and the check of an array against a tensor's specification."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,24 @@ from numpy.typing import NDArray
 from appliance.domain.errors import InvalidTensorError
 from appliance.domain.manifest import TensorSpec
 
-Array = NDArray[Any]
+Array: TypeAlias = NDArray[Any]
+
+
+class DeviceTensor(Protocol):
+    """A tensor in a GPU's memory, freed when nobody refers to it any more."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102 - as numpy's
+    @property
+    def dtype(self) -> np.dtype[Any]: ...  # noqa: D102 - as numpy's
+
+    def on_host(self) -> Array:
+        """A copy in this process's memory."""
+        ...
+
+
+Tensor: TypeAlias = Array | DeviceTensor
+"""What engines hand each other: on a CPU the array itself."""
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -48,11 +65,27 @@ def described(spec: TensorSpec) -> str:
     return f"{spec.name} {spec.datatype} {list(spec.shape)}"
 
 
-def fits(spec: TensorSpec, array: Array) -> bool:
+def host_array(tensor: Tensor) -> Array:
+    """A tensor in this process's memory; an array is itself."""
+    return tensor if isinstance(tensor, np.ndarray) else tensor.on_host()
+
+
+def is_finite(array: Array) -> bool:
+    """Whether an array holds neither NaN nor infinity.
+
+    One sum tells nearly always: NaN and infinity survive it. Only a sum that overflowed needs a look at each element.
+    """
+    if array.dtype.kind != "f":
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
+
+
+def fits(spec: TensorSpec, array: Tensor) -> bool:
     """Whether an array has the datatype and shape of a specification; -1 takes any length."""
     return (
         DTYPES.get(spec.datatype) == array.dtype
-        and len(spec.shape) == array.ndim
+        and len(spec.shape) == len(array.shape)
         and all(wanted in {-1, length} for wanted, length in zip(spec.shape, array.shape, strict=True))
     )
 
@@ -61,8 +94,10 @@ def check_input(spec: TensorSpec, array: Array) -> None:
     """Refuse an input that is not what the model takes.
 
     Raises:
-        InvalidTensorError: Another datatype, rank or length, or a batch that is empty or too large.
+        InvalidTensorError: NaN, another datatype, rank or length, or a batch that is empty or too large.
     """
+    if not is_finite(array):
+        raise InvalidTensorError(f"The input {spec.name} holds NaN or infinity.", f"Expected is {described(spec)}.")
     if not fits(spec, array):
         raise InvalidTensorError(
             f"The input {spec.name} is {array.dtype} {list(array.shape)}.", f"Expected is {described(spec)}."

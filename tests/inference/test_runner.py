@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from appliance.domain.errors import InferenceError, InvalidTensorError, PackContentError, UnknownModelError
+from appliance.domain.errors import (
+    InferenceError,
+    InferenceUnavailableError,
+    InvalidTensorError,
+    PackContentError,
+    UnknownModelError,
+)
 from appliance.domain.manifest import EncoderVariant, TensorSpec, VerifiedPack
 from appliance.inference.runner import PackRunner
 from tests.contracts.inference_contract import InferenceContract
@@ -140,11 +146,15 @@ def test_the_first_variant_for_this_machine_serves(pack: VerifiedPack) -> None:
     with PackRunner((), 1) as runner:
         assert runner.add(several).precision == "int8"
         runner.remove("chest-xray")
-        assert runner.add(several, without=["int8"]).precision == "fp32"
+        choices = runner.choices(several)
+        assert [(each.precision, each.runtime) for each in choices] == [
+            ("int8", "onnxruntime-cpu"),
+            ("fp32", "onnxruntime-cpu"),
+        ]
+        assert runner.add(several, choices[1]).precision == "fp32"
         runner.remove("chest-xray")
-        assert not runner.can_load(several, without=["int8", "fp32"])
         with pytest.raises(PackContentError, match="no encoder for onnxruntime-cpu"):
-            runner.add(several, without=["int8", "fp32"])
+            runner.add(several, dataclasses.replace(choices[0], precision="fp16"))
 
 
 def test_a_file_changed_after_verification_is_not_loaded(pack: VerifiedPack, tmp_path: Path) -> None:
@@ -180,3 +190,44 @@ def test_metadata_names_tensors_and_runtime(pack: VerifiedPack) -> None:
     assert described.inputs == (TensorSpec("image", "UINT8", (-1, 1, 512, 512)),)
     assert described.outputs == (TensorSpec("mask", "FP32", (-1, 1, 16, 16)),)
     assert described.runtime == "onnxruntime-cpu"
+
+
+def test_a_fault_of_our_own_ends_a_batch_and_not_the_lane(pack: VerifiedPack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong while a batch is answered, each caller is told, and the next question is answered."""
+    with PackRunner([pack], 1) as runner:
+        with monkeypatch.context() as patched:
+            patched.setattr(runner.statistics, "batch", lambda *_: 1 / 0)
+            assert runner.infer("chest-xray.guard", bright_picture())
+            patched.setattr("appliance.inference.loaded_pack.LoadedPack.answer", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                runner.infer("chest-xray.guard", bright_picture())
+        assert runner.infer("chest-xray.guard", bright_picture())
+
+
+def test_a_bad_image_fails_alone(pack: VerifiedPack) -> None:
+    """Of several images in one batch only the one that can't be judged fails; the others' callers get their answers."""
+    poison = bright_picture() - 1
+
+    def spoil(title: str, outputs: Outputs) -> Outputs:
+        if not title.startswith("encoder"):
+            return outputs
+        level = float(poison.mean() / 255)
+        means = outputs["embedding"][:, :1]
+        wrong = np.where(np.abs(means - level) < 1e-4, np.float32("nan"), outputs["embedding"]).astype(np.float32)
+        return {**outputs, "embedding": wrong}
+
+    with watched(pack, spoil) as runner, ThreadPoolExecutor(6) as pool:
+        pictures = [poison, *(bright_picture() - level for level in range(20, 25))]
+        asked = [pool.submit(runner.infer, "chest-xray.guard", picture) for picture in pictures]
+        assert isinstance(asked[0].exception(20), InferenceError)
+        assert [each.exception(20) for each in asked[1:]] == [None] * 5
+
+
+def test_a_closed_runner_answers_nobody(pack: VerifiedPack) -> None:
+    """After close a question is refused as unavailable, as long as anybody still asks."""
+    runner = PackRunner([pack], 1)
+    runner.infer("chest-xray.guard", bright_picture())
+    runner._lane.close()
+    with pytest.raises(InferenceUnavailableError, match="is stopping"):
+        runner.infer("chest-xray.guard", bright_picture())
+    runner.close()

@@ -1,0 +1,147 @@
+"""Shared memory of clients: who may give it, and that a client that changes it harms nobody."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from appliance.domain.errors import RegionAccessError, RegionExistsError, RegionRangeError, UnknownRegionError
+from appliance.inference.shared_memory import Region, SharedRegions
+
+USER, GROUP = 4321, 8765
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Path:
+    """A region of 64 bytes that its owner lets the group read."""
+    file = tmp_path / "pixels"
+    file.write_bytes(bytes(range(64)))
+    file.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(file, 1, GROUP)
+    return file
+
+
+@pytest.fixture
+def regions(memory: Path) -> Iterator[SharedRegions]:
+    """A daemon of another user, in the region's group."""
+    group = memory.stat().st_gid
+    with SharedRegions(memory.parent, USER, lambda: frozenset({group})) as opened:
+        yield opened
+
+
+def region(size: int = 64, offset: int = 0, key: str = "/pixels") -> Region:
+    """The region under the name `p`."""
+    return Region("p", key, offset, size)
+
+
+def test_bytes_are_read_within_the_region(regions: SharedRegions) -> None:
+    """Offsets count from the region's beginning."""
+    regions.register(region(32, 16))
+    np.testing.assert_array_equal(regions.read("p", 4, 3), [20, 21, 22])
+    assert regions.status("") == (region(32, 16),)
+    assert regions.read("p", 0, 0).size == 0
+    for offset, size in ((30, 3), (-1, 2), (0, 33)):
+        with pytest.raises(RegionRangeError, match="do not fit"):
+            regions.read("p", offset, size)
+
+
+def test_what_was_read_is_a_copy(regions: SharedRegions, memory: Path) -> None:
+    """A client that changes its pixels after the request changes no answer."""
+    regions.register(region())
+    copy = regions.read("p", 0, 64)
+    memory.write_bytes(bytes(64))
+    np.testing.assert_array_equal(copy, range(64))
+
+
+def test_memory_that_shrinks_ends_a_request_and_not_the_daemon(regions: SharedRegions, memory: Path) -> None:
+    """Truncated memory would kill a process that has it mapped; here it is a sentence."""
+    regions.register(region())
+    os.truncate(memory, 10)
+    with pytest.raises(RegionRangeError, match="has become smaller"):
+        regions.read("p", 0, 64)
+
+
+def test_memory_whose_owner_is_gone_is_let_go(regions: SharedRegions, memory: Path) -> None:
+    """Once unlinked it is forgotten, so that a client that died leaves nothing in this process."""
+    regions.register(region())
+    memory.unlink()
+    assert regions.status("") == ()
+    with pytest.raises(UnknownRegionError):
+        regions.read("p", 0, 1)
+
+
+def test_memory_of_others_is_not_opened(regions: SharedRegions, memory: Path) -> None:
+    """Without the group's right to read, and for a group that is not ours, the daemon does not look, even as root."""
+    memory.chmod(0o600)
+    with pytest.raises(RegionAccessError, match="does not let this daemon read"):
+        regions.register(region())
+    memory.chmod(0o640)
+    stranger = SharedRegions(memory.parent, USER, lambda: frozenset({GROUP + 1}))
+    with pytest.raises(RegionAccessError):
+        stranger.register(region())
+
+
+def test_outputs_need_the_right_to_write(regions: SharedRegions, memory: Path) -> None:
+    """Read access lets nothing be written; write access does."""
+    regions.register(region())
+    with pytest.raises(RegionAccessError, match="write"):
+        regions.write("p", 0, b"x")
+    memory.chmod(0o660)
+    regions.write("p", 62, b"ab")
+    assert memory.read_bytes()[60:] == b"<=ab"
+    with pytest.raises(RegionRangeError):
+        regions.write("p", 63, b"ab")
+
+
+@pytest.mark.parametrize("key", ["", "/", "/../pixels", "a/b", "..", "x\0y", "/" + "x" * 256])
+def test_a_key_that_leads_elsewhere_is_refused(regions: SharedRegions, key: str) -> None:
+    """A key is a name in the folder of shared memory, never a path."""
+    with pytest.raises(RegionAccessError, match="no name of shared memory"):
+        regions.register(region(key=key))
+
+
+def test_what_is_no_memory_is_refused(regions: SharedRegions, memory: Path) -> None:
+    """A link, a folder and a pipe are not opened; nothing there is not found."""
+    (memory.parent / "link").symlink_to("/etc/passwd")
+    (memory.parent / "folder").mkdir()
+    os.mkfifo(memory.parent / "pipe")
+    for key in ("link", "folder", "pipe"):
+        with pytest.raises(RegionAccessError):
+            regions.register(region(1, key=key))
+    with pytest.raises(UnknownRegionError, match="no shared memory /nothing"):
+        regions.register(region(key="/nothing"))
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 65), (64, 1), (0, 0), (2**62, 2**62)])
+def test_a_region_beyond_its_memory_is_refused(regions: SharedRegions, offset: int, size: int) -> None:
+    """Registration compares with what is there."""
+    with pytest.raises(RegionRangeError, match="has 64 bytes"):
+        regions.register(region(size, offset))
+
+
+def test_a_name_is_taken_once(regions: SharedRegions) -> None:
+    """A second registration under a name is refused; after unregistering, twice if need be, it is free."""
+    regions.register(region())
+    with pytest.raises(RegionExistsError):
+        regions.register(region())
+    regions.unregister("p")
+    regions.unregister("p")
+    regions.register(region())
+    with pytest.raises(UnknownRegionError):
+        regions.status("q")
+
+
+def test_refusals_leave_no_descriptor_open(regions: SharedRegions, memory: Path) -> None:
+    """However often it is refused, nothing piles up in the process."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    regions.register(region())
+    for _ in range(20):
+        with pytest.raises(RegionExistsError):
+            regions.register(region())
+        with pytest.raises(RegionRangeError):
+            regions.register(Region("q", "/pixels", 0, 999))
+    regions.unregister("")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
