@@ -21,8 +21,8 @@ from export.pack import pack
 from export.quantise import quantise
 from export.recipe import as_json, recipe_from_toml
 from export.tasks import task_texts
-from export.teachers import WEIGHTS as TEACHER
-from export.teachers import teach
+from export.teach import WEIGHTS as TEACHER
+from export.teach import teach
 from export.to_onnx import to_onnx
 from export.verify import ENCODERS, Inputs, verify
 

@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from export.images import image_set
 from export.learning import Batch, Training, supervised_loss, train, upsampled
-from export.pretrained import PUBLISHED, load_published
+from export.pretrained import load_published
 from export.recipe import Recipe, StudentSection
-from export.student import ARCHITECTURES, MultiTaskNet, Outputs, use_channels_last
+from export.student import MultiTaskNet, Outputs, architecture_named, use_channels_last
 
 WEIGHTS = "student.safetensors"
 
@@ -26,7 +26,9 @@ class _Projected(nn.Module):
         self.projection = nn.Linear(core.encoder.architecture.embedding, teacher_width)
 
 
-def distil(recipe: Recipe, data: Path, teacher: Path, out: Path, say: Callable[[str], None]) -> None:
+def distil(
+    recipe: Recipe, data: Path, teacher: Path, out: Path, say: Callable[[str], None], *, encoder: Path | None = None
+) -> None:
     """Train the student of the recipe and write its weights to `<out>/student.safetensors`.
 
     Args:
@@ -35,15 +37,18 @@ def distil(recipe: Recipe, data: Path, teacher: Path, out: Path, say: Callable[[
         teacher: The teacher's weights, of the architecture that the recipe names.
         out: Folder to work in; holds a checkpoint until the training is finished.
         say: Told about progress.
+        encoder: What foundation teachers taught the encoder before; the published ImageNet weights where None.
     """
     torch.manual_seed(recipe.pack.seed)
-    expert = MultiTaskNet(ARCHITECTURES[recipe.teacher.architecture])
+    expert = MultiTaskNet(architecture_named(recipe.teacher.architecture))
     expert.load_state_dict(load_file(teacher))
     use_channels_last(expert)
     expert.eval()
-    student = MultiTaskNet(ARCHITECTURES[recipe.student.architecture])
-    if student.encoder.architecture.name in PUBLISHED:
+    student = MultiTaskNet(architecture_named(recipe.student.architecture))
+    if encoder is None:
         load_published(student.encoder)
+    else:
+        student.encoder.load_state_dict(load_file(encoder))
     projected = _Projected(student, expert.encoder.architecture.embedding)
 
     def loss_of(batch: Batch) -> Tensor:
