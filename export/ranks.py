@@ -57,17 +57,8 @@ class Ranks:
         return self.fabric.device
 
     def share(self, batch: int) -> int:
-        """The part of a batch that falls to each process.
-
-        Raises:
-            SettingsError: It can't be divided evenly, so that the result would depend on the number of processes.
-        """
-        if batch % self.count:
-            raise SettingsError(
-                f"A batch of {batch} can't be divided among {self.count} processes.",
-                "Change agglomeration.batch in the recipe, or the number of processes.",
-            )
-        return batch // self.count
+        """The part of a batch that falls to each process; see `share_of`."""
+        return share_of(batch, self.count)
 
     def wait(self) -> None:
         """Wait until every process is here."""
@@ -78,6 +69,20 @@ class Ranks:
         result: Any = self.fabric.broadcast(value)
         said: Value = result
         return said
+
+
+def share_of(batch: int, processes: int) -> int:
+    """The part of a batch that falls to each process.
+
+    Raises:
+        SettingsError: It can't be divided evenly, so that the result would depend on the number of processes.
+    """
+    if batch % processes:
+        raise SettingsError(
+            f"A batch of {batch} can't be divided among {processes} processes.",
+            "Change agglomeration.batch in the recipe, or the number of processes.",
+        )
+    return batch // processes
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
@@ -94,6 +99,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
         count = world * x.numel() / x.shape[1]
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
             self.running_var.lerp_(variance * (count / max(1.0, count - 1.0)), self.momentum)
         factor = (variance + self.eps).rsqrt() * self.weight
         normed: Tensor = centred * factor.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)

@@ -95,11 +95,12 @@ class Checkpoint:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise InputError(
-                f"{path} holds more than tensors: a pickle that may run code is never opened.",
-                "Get the weights alone, or convert them to safetensors on a machine that may be lost.",
+                f"{path} holds more than tensors, or is damaged: a pickle that may run code is never opened.",
+                f"Get the weights alone. {self.where()}",
             ) from error
         except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-            raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}", self.where()) from error
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(f"{path} is damaged: {reason}", self.where()) from error
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
             raise InputError(f"{path} is no table of tensors.", self.where())
         return state

@@ -30,9 +30,9 @@ def write_checkpoints(folder: Path) -> Path:
     return folder
 
 
-def three_teachers(recipe: str, folder: Path, *, grid: int = 4) -> str:
+def three_teachers(recipe: str, folder: Path, *, steps: int = 6) -> str:
     """A recipe's text with the three teachers of a folder."""
-    parts = [recipe, AGGLOMERATION.replace("grid = 4", f"grid = {grid}")]
+    parts = [recipe, AGGLOMERATION.replace("steps = 6", f"steps = {steps}", 1)]
     for name in ("rad-dino", "medsam", "biomedclip"):
         parts.append(f'[[foundation]]\nname = "{name}"\nkind = "{name}"\ncheckpoint = "{name}"\n')
         parts.append('licence = "random weights of a test"\nresearch_only = false\nweight = 1.0\n')

@@ -31,7 +31,7 @@ def recipe(tiny_recipe: Path, checkpoints: Path, tmp_path_factory: pytest.TempPa
 def test_three_teachers_become_a_signed_pack_that_says_it_is_untrained(
     tiny_data: Path, recipe: Path, checkpoints: Path, tmp_path: Path
 ) -> None:
-    """From three checkpoints to a pack in one command; the appliance refuses it unless unvalidated packs are allowed."""
+    """From three checkpoints to a pack in one command; the appliance refuses it unless unvalidated ones are allowed."""
     arguments = ["run", str(recipe), "--data", str(tiny_data), "--out", str(tmp_path)]
     result = CliRunner().invoke(app, [*arguments, "--checkpoints", str(checkpoints)])
     assert result.exit_code == 0, result.output
