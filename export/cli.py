@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from appliance.domain.errors import InputError, InsiteError
+from appliance.packs.open import open_pack
 from appliance.packs.signing import PRIVATE_KEY, generate_keys
 from export.artefacts import digest_of_values, file_sha256, run_step
 from export.calibrate import calibrate
@@ -24,6 +25,7 @@ from export.progress import Progress, Shown, Silent
 from export.quantise import quantise
 from export.ranks import Ranks
 from export.recipe import as_json, recipe_from_toml
+from export.task_head.make import TaskFiles, make_task
 from export.tasks import task_texts
 from export.teach import WEIGHTS as TEACHER
 from export.teach import teach
@@ -241,6 +243,32 @@ def pin(folder: Annotated[Path, typer.Argument(help="Folder of one teacher's fil
     typer.echo("[foundation.digests]")
     for path in files:
         typer.echo(f'"{path.name}" = "{file_sha256(path)}"')
+
+
+@app.command()
+def task(
+    recipe: Annotated[Path, typer.Argument(help="The task's recipe.")],
+    labels: Annotated[Path, typer.Option(help="CSV file of labels.")],
+    data: Annotated[Path, typer.Option(help="Folder of the images.")],
+    base: Annotated[Path, typer.Option(help="The pack whose encoder stays as it is.")],
+    *,
+    trust: Annotated[list[Path], typer.Option(help="Public key that signed the base; several may be given.")],
+    out: Annotated[Path, typer.Option(help="Folder for artefacts and the joined pack.")],
+    key: Annotated[Path | None, typer.Option(help="Private key that signs; made in OUT/keys when absent.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of the training.")] = 2,
+) -> None:
+    """Train one more task on a frozen base from a CSV file of labels; the joined pack is the base's next release."""
+    torch.set_num_threads(threads)
+    console = Console(stderr=True)
+    try:
+        opened = open_pack(base, trust, allow_unvalidated=True)
+        manifest = make_task(
+            TaskFiles(recipe, labels, data), opened, key or _own_key(out / "keys"), out, Shown(console)
+        )
+    except InsiteError as error:
+        console.print(f"insite-export: {error}", highlight=False, markup=False)
+        raise typer.Exit(INPUT_ERROR) from error
+    typer.echo(f"{out / manifest.name} {manifest.digest}")
 
 
 @app.command()

@@ -216,9 +216,9 @@ def recipe_from_toml(path: Path) -> Recipe:
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"The recipe {path} can't be read: {error}.", "Give an existing TOML file.") from error
     sections = {each.name: each.type for each in dataclasses.fields(Recipe) if each.name not in _OPTIONAL}
-    _refuse_difference("the recipe", set(document) - set(_OPTIONAL), set(sections))
+    refuse_difference("the recipe", set(document) - set(_OPTIONAL), set(sections))
     recipe = Recipe(
-        **{name: _section(name, kind, document[name]) for name, kind in sections.items()},
+        **{name: section_from_table(name, kind, document[name]) for name, kind in sections.items()},
         foundation=_foundation(document.get("foundation", [])),
         agglomeration=_agglomeration(document.get("agglomeration")),
     )
@@ -263,25 +263,30 @@ def check_foundation(recipe: Recipe) -> None:
 def _foundation(tables: object) -> tuple[FoundationTeacher, ...]:
     if not isinstance(tables, list):
         raise SettingsError("foundation of the recipe is no list of tables.", "Write each teacher as [[foundation]].")
-    return tuple(_section("foundation", FoundationTeacher, table) for table in tables)
+    return tuple(section_from_table("foundation", FoundationTeacher, table) for table in tables)
 
 
 def _agglomeration(table: object) -> AgglomerationSection | None:
     if table is None:
         return None
-    section: AgglomerationSection = _section("agglomeration", AgglomerationSection, table)
+    section: AgglomerationSection = section_from_table("agglomeration", AgglomerationSection, table)
     for name in ("views", "grid", "cached_batch", "batch", "steps", "checkpoint_steps"):
         if getattr(section, name) < 1:
             raise SettingsError(f"agglomeration.{name} of the recipe is {getattr(section, name)}.", "At least 1.")
     return section
 
 
-def _section(name: str, kind: Any, values: object) -> Any:
+def section_from_table(name: str, kind: Any, values: object) -> Any:
+    """One table as its dataclass; keys with a default may be left out.
+
+    Raises:
+        SettingsError: No table, or a key that is unknown, missing or of another type; it is named.
+    """
     if not isinstance(values, dict):
         raise SettingsError(f"[{name}] of the recipe is not a table.", "Write it as a TOML table.")
     fields = {each.name: each.type for each in dataclasses.fields(kind)}
     optional = {each.name for each in dataclasses.fields(kind) if _has_default(each)}
-    _refuse_difference(f"[{name}]", set(values), set(fields), optional)
+    refuse_difference(f"[{name}]", set(values), set(fields), optional)
     return kind(**{key: _value(f"{name}.{key}", fields[key], value) for key, value in values.items()})
 
 
@@ -307,7 +312,8 @@ def _texts(name: str, value: object) -> object:
     return value if isinstance(value, dict) else tuple(texts)
 
 
-def _refuse_difference(where: str, given: set[str], known: set[str], optional: Collection[str] = ()) -> None:
+def refuse_difference(where: str, given: set[str], known: set[str], optional: Collection[str] = ()) -> None:
+    """Refuse keys that are not known, and known ones that are neither given nor optional; the first is named."""
     for key in sorted(given - known):
         raise SettingsError(f"Unknown key {key!r} in {where}.", f"Known: {', '.join(sorted(known))}.")
     for key in sorted(known - given - set(optional)):
