@@ -7,12 +7,14 @@ asked at its own, and its map was brought to the student's grid. So no teacher m
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,10 +32,14 @@ from export.teachers.ensemble import resized
 
 WEIGHTS = "encoder.safetensors"
 CHECKPOINT = "checkpoint.pt"
+BATCH = "batch.txt"
+"""How many pictures at a time fitted into memory, for the next start."""
 ADAPTOR_WIDTH = 512
 STRIDE16, STRIDE32 = 2, 3
 """The student's maps that dense features are predicted from."""
 STATISTICS_ROWS = 64
+MAKERS = 8
+"""Threads that make pictures ahead of the student, in each process."""
 KINDS = ("dense", "pooled")
 
 
@@ -134,13 +140,17 @@ def agglomerate(encoder: Encoder | MobileNetEncoder, targets: Sequence[Target], 
     design, section, ranks = encoder.architecture, lesson.section, lesson.ranks
     torch.manual_seed(lesson.seed)
     widths = (design.feature_widths[STRIDE16] + design.feature_widths[STRIDE32], design.embedding)
-    net = share_batch_statistics(Agglomerate(encoder, widths, targets, section.grid), ranks)
+    net = share_batch_statistics(Agglomerate(encoder, widths, targets, section.grid), ranks).to(ranks.device)
     optimiser = torch.optim.AdamW(net.parameters(), lr=section.rate, weight_decay=section.weight_decay)
     start, micro = _resume(lesson, net, optimiser)
+    micro = min(micro, ranks.share(section.batch))
     module, prepared = ranks.fabric.setup(net, optimiser)
-    step_of = _Step(module, targets, lesson, min(micro, ranks.share(section.batch)))
     module.train()
-    with lesson.progress.bar("agglomerate", section.steps, start) as advance:
+    with (
+        ThreadPoolExecutor(MAKERS) as pool,
+        lesson.progress.bar("agglomerate", section.steps, start) as advance,
+    ):
+        step_of = _Step(module, targets, lesson, micro, _Ahead(lesson, pool))
         for step in range(start, section.steps):
             for group in prepared.param_groups:
                 group["lr"] = section.rate * schedule(step, section.steps)
@@ -158,27 +168,50 @@ def agglomerate(encoder: Encoder | MobileNetEncoder, targets: Sequence[Target], 
         state = {name.removeprefix("encoder."): value for name, value in net.state_dict().items()}
         kept = {name: state[name].contiguous().cpu() for name in encoder.state_dict()}
         save_file(kept, lesson.folder / WEIGHTS)
-        (lesson.folder / CHECKPOINT).unlink(missing_ok=True)
+        for spent in (CHECKPOINT, BATCH):
+            (lesson.folder / spent).unlink(missing_ok=True)
     ranks.wait()
+
+
+class _Ahead:
+    """Makes the pictures of the next step while this one is computed; which they are hangs on seed and step alone."""
+
+    def __init__(self, lesson: Lesson, pool: ThreadPoolExecutor) -> None:
+        self._lesson = lesson
+        self._pool = pool
+        self._made: dict[int, list[Future[NDArray[np.uint8]]]] = {}
+
+    def rows(self, step: int) -> list[int]:
+        """The rows of a step that fall to this process."""
+        lesson, ranks = self._lesson, self._lesson.ranks
+        share = ranks.share(lesson.section.batch)
+        rows = np.random.default_rng((lesson.seed, step)).integers(0, len(lesson.views), lesson.section.batch)
+        return [int(row) for row in rows[ranks.number * share : (ranks.number + 1) * share]]
+
+    def pictures(self, step: int) -> Tensor:
+        """The pictures of a step, uint8 [share, 1, rows, columns]."""
+        for each in (step, step + 1):
+            if each not in self._made:
+                self._made[each] = [self._pool.submit(self._lesson.views.picture, row) for row in self.rows(each)]
+        return torch.from_numpy(np.stack([future.result() for future in self._made.pop(step)])[:, None])
 
 
 class _Step:
     """Computes the gradients of one step, in as many parts as fit into memory."""
 
-    def __init__(self, module: Any, targets: Sequence[Target], lesson: Lesson, micro: int) -> None:
+    def __init__(self, module: Any, targets: Sequence[Target], lesson: Lesson, micro: int, ahead: _Ahead) -> None:
         self.micro = micro
+        self._ahead = ahead
         self._module = module
         self._targets = targets
         self._lesson = lesson
 
     def __call__(self, step: int) -> float:
         lesson, ranks = self._lesson, self._lesson.ranks
-        share = ranks.share(lesson.section.batch)
-        rows = np.random.default_rng((lesson.seed, step)).integers(0, len(lesson.views), lesson.section.batch)
-        mine = [int(row) for row in rows[ranks.number * share : (ranks.number + 1) * share]]
+        rows, pictures = self._ahead.rows(step), self._ahead.pictures(step)
         while True:
             try:
-                return self._gradients(mine)
+                return self._gradients(rows, pictures)
             except torch.OutOfMemoryError as error:
                 self.micro = smaller_batch("the student", self.micro, error, lesson.progress)
                 if ranks.count > 1:
@@ -190,20 +223,21 @@ class _Step:
                     ) from error
                 self._module.zero_grad(set_to_none=True)
 
-    def _gradients(self, rows: Sequence[int]) -> float:
+    def _gradients(self, rows: Sequence[int], pictures: Tensor) -> float:
         fabric = self._lesson.ranks.fabric
-        parts = [rows[start : start + self.micro] for start in range(0, len(rows), self.micro)]
         total = 0.0
-        for number, part in enumerate(parts):
-            with fabric.no_backward_sync(self._module, enabled=number + 1 < len(parts)):
-                loss = self._loss(part) * (len(part) / len(rows))
+        for start in range(0, len(rows), self.micro):
+            part = rows[start : start + self.micro]
+            more = start + self.micro < len(rows)
+            with fabric.no_backward_sync(self._module, enabled=more):
+                loss = self._loss(part, pictures[start : start + self.micro]) * (len(part) / len(rows))
                 fabric.backward(loss)
             total += float(loss.detach())
         return total
 
-    def _loss(self, rows: Sequence[int]) -> Tensor:
+    def _loss(self, rows: Sequence[int], pictures: Tensor) -> Tensor:
         section, device = self._lesson.section, self._lesson.ranks.device
-        said = self._module(self._lesson.views.pictures(rows).to(device))
+        said = self._module(pictures.to(device))
         weights = {"dense": section.dense_weight, "pooled": section.pooled_weight}
         losses = [
             target.weight * weights[kind] * feature_loss(each[kind], target.features(kind, rows, device),
@@ -215,7 +249,7 @@ class _Step:
 
 
 def _remember_batch(lesson: Lesson, micro: int) -> None:
-    write_whole(lesson.folder / "batch.txt", str(micro).encode())
+    write_whole(lesson.folder / BATCH, str(micro).encode())
 
 
 def _save(lesson: Lesson, step: int, micro: int, net: nn.Module, optimiser: torch.optim.Optimizer) -> None:
@@ -229,7 +263,7 @@ def _save(lesson: Lesson, step: int, micro: int, net: nn.Module, optimiser: torc
 
 def _resume(lesson: Lesson, net: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, int]:
     """The step to go on from, and the pictures at a time that fitted into memory."""
-    remembered = lesson.folder / "batch.txt"
+    remembered = lesson.folder / BATCH
     micro = int(remembered.read_text()) if remembered.is_file() else lesson.section.batch
     path = lesson.folder / CHECKPOINT
     if not path.is_file():

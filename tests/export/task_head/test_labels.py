@@ -109,3 +109,8 @@ def test_an_age_of_minus_one_is_no_bound(site: Site) -> None:
     """Eligibility in the manifest has ages or nothing."""
     rules = task_recipe_from_toml(site.recipe()).rules
     assert (rules.min_age_years, rules.max_age_years, rules.unknown_age) == (18.0, None, UnknownAge.RUN_AND_SAY)
+
+
+def test_the_example_in_the_tree_fits(repository: Path) -> None:
+    """`export/recipes/task.toml` is a task's recipe."""
+    assert task_recipe_from_toml(repository / "export" / "recipes" / "task.toml").task.head == "linear"
