@@ -109,7 +109,10 @@ def model_card(recipe: Recipe, report: dict[str, Any], validation: str) -> str:
 
 def _making(recipe: Recipe) -> list[str]:
     return [
-        f"- Teacher {_steps(recipe.teacher)}. Student {_steps(recipe.student)}. Seed {recipe.pack.seed}.",
+        (
+            f"- Two teachers, asked together: {_steps(recipe.teacher)}; {_steps(recipe.second_teacher)}. "
+            f"Student {_steps(recipe.student)}. Seed {recipe.pack.seed}."
+        ),
         (
             "- All images take one path: grey, stretched to "
             f"{recipe.input.rows} x {recipe.input.columns}, percentiles {recipe.input.low_percentile:g} and "

@@ -14,6 +14,7 @@ from export.artefacts import digest_of_values, file_sha256, run_step
 from export.calibrate import calibrate
 from export.distil import WEIGHTS as STUDENT
 from export.distil import distil
+from export.ensemble import Member
 from export.golden import make_golden
 from export.images import image_set, prepare
 from export.negatives import gather
@@ -27,11 +28,14 @@ from export.to_onnx import to_onnx
 from export.verify import ENCODERS, Inputs, verify
 
 INPUT_ERROR = 2
+SECOND = 101
+"""Added to the seed for the second teacher."""
 STEP_VERSIONS = {
     "data": 1,
     "negatives": 1,
-    "teachers": 1,
-    "distil": 1,
+    "teachers": 2,
+    "second_teacher": 1,
+    "distil": 2,
     "calibrate": 1,
     "to_onnx": 1,
     "quantise": 1,
@@ -84,19 +88,24 @@ class Line:
         teacher = self._step(
             "teachers",
             (data, values["teacher"], seed),
-            lambda out: teach(recipe, self._of("data"), out, self.say),
+            lambda out: teach(recipe, recipe.teacher, seed, self._of("data"), out=out, say=self.say),
+        )
+        second = self._step(
+            "second_teacher",
+            (data, values["second_teacher"], seed),
+            lambda out: teach(recipe, recipe.second_teacher, seed + SECOND, self._of("data"), out=out, say=self.say),
         )
         student = self._step(
             "distil",
-            (teacher, values["student"], seed),
-            lambda out: distil(recipe, self._of("data"), self._of("teachers") / TEACHER, out, self.say),
+            (teacher, second, values["student"], seed),
+            lambda out: distil(recipe, self._of("data"), self._teachers(), out, self.say),
         )
         calibrated = self._step("calibrate", (student, negatives), self._calibrate)
         graphs = self._step("to_onnx", (calibrated, recipe.data.mask_side), self._to_onnx)
         quantised = self._step("quantise", (graphs, data, values["quantise"]), self._quantise)
-        golden = self._step("golden", (quantised, teacher), self._golden)
+        golden = self._step("golden", (quantised, teacher, second), self._golden)
         sections = ("pack", "operating", "gate")
-        self._step("verify", (quantised, golden, teacher, *(values[name] for name in sections)), self._verify)
+        self._step("verify", (quantised, golden, teacher, second, *(values[name] for name in sections)), self._verify)
         self.say("pack")
         manifest = pack(
             recipe,
@@ -115,6 +124,11 @@ class Line:
 
     def _of(self, step: str) -> Path:
         return self.root / step
+
+    def _teachers(self) -> list[Member]:
+        sections = (self.recipe.teacher, self.recipe.second_teacher)
+        steps = ("teachers", "second_teacher")
+        return [(s.architecture, self._of(step) / TEACHER) for s, step in zip(sections, steps, strict=True)]
 
     def _index_digest(self) -> str:
         index = self.radiographs.parent / "dicom" / "index.csv"
@@ -139,16 +153,15 @@ class Line:
         quantise(self._of("to_onnx"), (data.images[i] for i in chosen), section.fp32_convolutions, out)
 
     def _golden(self, out: Path) -> None:
-        teacher = (self.recipe.teacher.architecture, self._of("teachers") / TEACHER)
         tasks = [task.name for task in task_texts()]
-        make_golden(self.recipe.input, ENCODERS, tasks, self._of("quantise"), teacher=teacher, out=out)
+        make_golden(self.recipe.input, ENCODERS, tasks, self._of("quantise"), teachers=self._teachers(), out=out)
 
     def _verify(self, out: Path) -> None:
         inputs = Inputs(
             self.radiographs,
             self._of("data"),
             self._of("negatives"),
-            self._of("teachers") / TEACHER,
+            self._teachers(),
             self._of("quantise"),
         )
         verify(self.recipe, inputs, out, self.say)

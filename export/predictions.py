@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.ensemble import Ensemble
 from export.images import ImageSet
 from export.metrics import Floats, dice
 from export.runner import BATCH, Grey, Outputs, batched
@@ -70,7 +71,7 @@ def guard_outputs(say: Say, images: Iterable[Grey]) -> tuple[Floats, Floats]:
     )
 
 
-def teacher_says(net: MultiTaskNet, mask_side: int) -> Say:
+def teacher_says(net: MultiTaskNet | Ensemble, mask_side: int) -> Say:
     """A net in torch as something that can be asked like a runner; it has no guard."""
 
     def say(images: Iterable[Grey]) -> Iterable[Outputs]:

@@ -64,8 +64,13 @@ class TeacherSection:
 
 @dataclass(frozen=True, slots=True)
 class StudentSection(TeacherSection):
-    """How the student is distilled: as the teacher, and the weights of what the teacher says."""
+    """How the student is distilled: as a teacher is trained, and the weights of what the teachers say.
 
+    With `starts_from_second_teacher` it starts from that teacher's weights, not from published ones: both must be of
+    one architecture.
+    """
+
+    starts_from_second_teacher: bool
     soft_label_weight: float
     feature_weight: float
     soft_mask_weight: float
@@ -128,6 +133,7 @@ class Recipe:
     input: InputSpec
     data: DataSection
     teacher: TeacherSection
+    second_teacher: TeacherSection
     student: StudentSection
     guard: GuardSection
     quantise: QuantiseSection

@@ -21,7 +21,8 @@ def bill_of_materials(recipe: Recipe, sources: list[dict[str, str]]) -> dict[str
         recipe: Names the pack and its architectures.
         sources: Data sets with `name`, `licence` and `origin`.
     """
-    weights = [WEIGHTS[a] for a in (recipe.teacher.architecture, recipe.student.architecture) if a in WEIGHTS]
+    sections = (recipe.teacher, recipe.second_teacher, recipe.student)
+    weights = [WEIGHTS[s.architecture] for s in sections if s.architecture in WEIGHTS]
     components = [_package(name, "machine-learning-model", "Apache-2.0") for name in dict.fromkeys(weights)]
     components += [_dataset(source) for source in sources]
     components += [_package(name, "library", "") for name in SOFTWARE]

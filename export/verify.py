@@ -1,18 +1,18 @@
 """Step `verify`: teacher, student and quantised student on the same held-out patients, against the recipe's gate."""
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
 
 from appliance.domain.manifest import Validation
 from export.artefacts import read_json, write_json
 from export.augment import augmented
+from export.ensemble import Member, ensemble_from_files
 from export.gate import PASS, Rule, verdict
 from export.images import ImageSet, image_set
 from export.latency import Ratio, compare
@@ -22,7 +22,6 @@ from export.predictions import Predictions, guard_outputs, predict, teacher_says
 from export.recipe import Recipe
 from export.runner import Grey, Outputs, Runner
 from export.shortcuts import disturbances, feature_rows, matched_auc, trivial_scores
-from export.student import ARCHITECTURES, MultiTaskNet, use_channels_last
 from export.tables import (
     Table,
     comparison_table,
@@ -47,7 +46,7 @@ class Inputs:
     radiographs: Path
     data: Path
     negatives: Path
-    teacher: Path
+    teachers: Sequence[Member]
     graphs: Path
 
 
@@ -75,7 +74,7 @@ def verify(recipe: Recipe, inputs: Inputs, out: Path, say: Callable[[str], None]
     for name, runner in runners.items():
         measured[name] = _measure(recipe, data, indices, runner, inputs.negatives)
         say(f"{name} measured")
-    teacher = _teacher(recipe, inputs.teacher, data, indices)
+    teacher = _teacher(recipe, inputs.teachers, data, indices)
     say("teacher measured")
     ratios = _latencies(inputs.graphs, data)
     int8_rules = _int8_rules(recipe, data, measured, ratios)
@@ -123,12 +122,8 @@ def _measure(recipe: Recipe, data: ImageSet, indices: list[int], runner: Runner,
     return Measured(said, operating_points(recipe, data, said, varied), wrong)
 
 
-def _teacher(recipe: Recipe, weights: Path, data: ImageSet, indices: list[int]) -> Predictions:
-    net = MultiTaskNet(ARCHITECTURES[recipe.teacher.architecture])
-    net.load_state_dict(load_file(weights))
-    use_channels_last(net)
-    net.eval()
-    return predict(teacher_says(net, recipe.data.mask_side), data, indices)
+def _teacher(recipe: Recipe, teachers: Sequence[Member], data: ImageSet, indices: list[int]) -> Predictions:
+    return predict(teacher_says(ensemble_from_files(teachers), recipe.data.mask_side), data, indices)
 
 
 def _latencies(graphs: Path, data: ImageSet) -> dict[int, Ratio]:

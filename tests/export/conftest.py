@@ -52,6 +52,22 @@ settling_rate = 0.5
 settling_nih_share = 0.5
 finishing_steps = 1
 
+[second_teacher]
+architecture = "narrow"
+steps = 2
+batch = 8
+backbone_rate = 1e-3
+head_rate = 1e-3
+weight_decay = 0.02
+frozen_blocks = 1
+ema_decay = 0.9
+nih_share = 0.5
+settling_steps = 1
+settling_strength = 0.4
+settling_rate = 0.5
+settling_nih_share = 0.5
+finishing_steps = 1
+
 [student]
 architecture = "narrow"
 steps = 2
@@ -67,6 +83,7 @@ settling_strength = 0.4
 settling_rate = 0.5
 settling_nih_share = 0.5
 finishing_steps = 1
+starts_from_second_teacher = true
 soft_label_weight = 1.0
 feature_weight = 0.5
 soft_mask_weight = 0.5
