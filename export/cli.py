@@ -19,7 +19,7 @@ from export.golden import make_golden
 from export.images import image_set, prepare
 from export.negatives import gather
 from export.pack import pack
-from export.quantise import quantise
+from export.quantise_search import search_precision
 from export.recipe import as_json, recipe_from_toml
 from export.tasks import task_texts
 from export.teachers import WEIGHTS as TEACHER
@@ -38,7 +38,7 @@ STEP_VERSIONS = {
     "distil": 2,
     "calibrate": 1,
     "to_onnx": 1,
-    "quantise": 1,
+    "quantise": 2,
     "golden": 1,
     "verify": 1,
 }
@@ -146,11 +146,7 @@ class Line:
         )
 
     def _quantise(self, out: Path) -> None:
-        section = self.recipe.quantise
-        data = image_set(self._of("data"))
-        train = data.select(split="train")
-        chosen = train[:: max(1, len(train) // section.calibration_images)][: section.calibration_images]
-        quantise(self._of("to_onnx"), (data.images[i] for i in chosen), section.fp32_convolutions, out)
+        search_precision(self.recipe, image_set(self._of("data")), self._of("to_onnx"), out=out, say=self.say)
 
     def _golden(self, out: Path) -> None:
         tasks = [task.name for task in task_texts()]

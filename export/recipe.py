@@ -86,10 +86,16 @@ class GuardSection:
 
 @dataclass(frozen=True, slots=True)
 class QuantiseSection:
-    """How the encoder becomes INT8: how many training images calibrate it, how many convolutions stay FP32."""
+    """How the encoder becomes INT8: how many training images calibrate it, and what the search may lose.
+
+    Bounds hold on the `tune` patients against FP32: AUC of either triage task, mean Dice, and the mean absolute change
+    of a score, which shows a loss long before an AUC over a few dozen patients does.
+    """
 
     calibration_images: int
-    fp32_convolutions: int
+    auc_loss_max: float
+    dice_loss_max: float
+    score_shift_max: float
 
 
 @dataclass(frozen=True, slots=True)

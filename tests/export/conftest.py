@@ -94,7 +94,9 @@ made_per_kind_val = 1
 
 [quantise]
 calibration_images = 8
-fp32_convolutions = 2
+auc_loss_max = 1.0
+dice_loss_max = 1.0
+score_shift_max = 1.0
 
 [operating]
 adult_sensitivity = 0.85
