@@ -18,12 +18,13 @@ from export.ensemble import Member
 from export.golden import make_golden
 from export.images import image_set, prepare
 from export.negatives import gather
-from export.pack import pack
+from export.pack import Parts, pack
 from export.quantise_search import search_precision
 from export.recipe import as_json, recipe_from_toml
 from export.tasks import task_texts
 from export.teachers import WEIGHTS as TEACHER
 from export.teachers import teach
+from export.to_engine import to_engine
 from export.to_onnx import to_onnx
 from export.verify import ENCODERS, Inputs, verify
 
@@ -37,10 +38,11 @@ STEP_VERSIONS = {
     "second_teacher": 1,
     "distil": 2,
     "calibrate": 1,
-    "to_onnx": 1,
+    "to_onnx": 2,
     "quantise": 2,
-    "golden": 1,
-    "verify": 1,
+    "to_engine": 1,
+    "golden": 2,
+    "verify": 2,
 }
 """Raise one when its step's code makes something else of the same inputs."""
 
@@ -103,16 +105,17 @@ class Line:
         calibrated = self._step("calibrate", (student, negatives), self._calibrate)
         graphs = self._step("to_onnx", (calibrated, recipe.data.mask_side), self._to_onnx)
         quantised = self._step("quantise", (graphs, data, values["quantise"]), self._quantise)
+        engines = self._step("to_engine", (quantised,), lambda out: to_engine(self._of("quantise"), out, self.say))
         golden = self._step("golden", (quantised, teacher, second), self._golden)
         sections = ("pack", "operating", "gate")
-        self._step("verify", (quantised, golden, teacher, second, *(values[name] for name in sections)), self._verify)
+        self._step(
+            "verify", (quantised, engines, golden, teacher, second, *(values[name] for name in sections)), self._verify
+        )
         self.say("pack")
         manifest = pack(
             recipe,
             self.recipe_file,
-            self._of("quantise"),
-            self._of("golden"),
-            self._of("verify"),
+            Parts(*(self._of(step) for step in ("quantise", "golden", "to_engine", "verify"))),
             private_key=private_key,
             out=self.pack,
         )
@@ -159,6 +162,7 @@ class Line:
             self._of("negatives"),
             self._teachers(),
             self._of("quantise"),
+            self._of("to_engine"),
         )
         verify(self.recipe, inputs, out, self.say)
 

@@ -115,13 +115,22 @@ class GateSection:
     adult_auc_low_min: float
     paediatric_auc_min: float
     dice_min: float
+    dice_p5_min: float
+    ece_max: float
     share_of_teacher_min: float
     guard_pass_min: float
     guard_refusal_min: float
     int8_auc_loss_max: float
     int8_dice_loss_max: float
     int8_speed_min: float
+    subgroup_images_min: int
+    subgroup_auc_min: float
+    subgroup_share_of_teacher_min: float
+    sex_gap_max: float
     beyond_trivial_min: float
+    beyond_trivial_share_min: float
+    disturbed_auc_loss_max: float
+    lung_attribution_min: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Step `to_onnx`: the student as one encoder graph and one graph for each head, with all preprocessing inside."""
 
+import copy
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
@@ -11,12 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from appliance.domain.errors import EngineFileError
 from appliance.domain.manifest import InputSpec
 from export.artefacts import read_json
 from export.guard import GUARD_STRIDES, GuardHead
-from export.student import ARCHITECTURES, FEATURE_STRIDES, LungDecoder, MultiTaskNet, TriageHead
+from export.student import ARCHITECTURES, FEATURE_STRIDES, Encoder, LungDecoder, MultiTaskNet, TriageHead
 
-ENCODER = "encoder.onnx"
+ENCODER, HALF = "encoder.onnx", "encoder.fp16.onnx"
 FEATURE_NAMES = tuple(f"stride{stride}" for stride in FEATURE_STRIDES)
 ENCODER_OUTPUTS = ("embedding", *FEATURE_NAMES)
 GUARD_INPUTS = ("embedding", *(f"stride{stride}" for stride in GUARD_STRIDES))
@@ -47,6 +49,17 @@ class _Probability(nn.Module):
         return torch.sigmoid(self.head(embedding) / self.temperature)
 
 
+class _Half(nn.Module):
+    """An encoder in half precision that answers in FP32, as heads read it."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder).half()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(feature.float() for feature in self.encoder(image))
+
+
 class _Mask(nn.Module):
     """The lung decoder up to probabilities at the masks' resolution."""
 
@@ -72,7 +85,10 @@ def heads(net: MultiTaskNet, guard: GuardHead, temperatures: dict[str, float], m
 
 
 def export_graphs(net: MultiTaskNet, tasks: dict[str, nn.Module], spec: InputSpec, out: Path) -> None:
-    """Write `encoder.onnx` and `tasks/<task>/head.onnx`.
+    """Write `encoder.onnx`, `encoder.fp16.onnx` and `tasks/<task>/head.onnx`.
+
+    Half precision is exported from weights in half precision: a graph converted afterwards keeps casts that ONNX
+    Runtime rejects.
 
     Args:
         net: The student, in evaluation mode.
@@ -83,6 +99,7 @@ def export_graphs(net: MultiTaskNet, tasks: dict[str, nn.Module], spec: InputSpe
     net.eval()
     image = torch.zeros((2, 1, spec.rows, spec.columns), dtype=torch.uint8)
     export_module(net.encoder, (image,), (spec.name,), ENCODER_OUTPUTS, out / ENCODER)
+    export_module(_Half(net.encoder).eval(), (image,), (spec.name,), ENCODER_OUTPUTS, out / HALF)
     with torch.no_grad():
         features = dict(zip(ENCODER_OUTPUTS, net.encoder(image), strict=True))
     for task, head in tasks.items():
@@ -136,7 +153,22 @@ def export_module(
     model = program.model_proto
     strip_traces(model)
     onnx.checker.check_model(model, full_check=True)
+    refuse_unknown_operators(model, "ONNX", onnx.defs.has)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def refuse_unknown_operators(model: onnx.ModelProto, target: str, knows: Callable[[str], bool]) -> None:
+    """Refuse a graph with an operator that its target does not know; operator and layer are named.
+
+    Raises:
+        EngineFileError: The first such operator.
+    """
+    for node in model.graph.node:
+        if not knows(node.op_type):
+            raise EngineFileError(
+                f"{target} does not know the operator {node.op_type} of the layer {node.name or node.output[0]}.",
+                "Write the layer with operators that it knows, or leave this target out.",
+            )
 
 
 def strip_traces(model: onnx.ModelProto) -> None:

@@ -108,13 +108,22 @@ adult_auc_min = 0.99
 adult_auc_low_min = 0.99
 paediatric_auc_min = 0.99
 dice_min = 0.99
+dice_p5_min = 0.99
+ece_max = 0.01
 share_of_teacher_min = 0.99
 guard_pass_min = 0.99
 guard_refusal_min = 0.99
 int8_auc_loss_max = 1.0
 int8_dice_loss_max = 1.0
 int8_speed_min = 0.0
+subgroup_images_min = 2
+subgroup_auc_min = 0.99
+subgroup_share_of_teacher_min = 0.99
+sex_gap_max = 0.01
 beyond_trivial_min = 0.0
+beyond_trivial_share_min = 0.99
+disturbed_auc_loss_max = 0.0
+lung_attribution_min = 9.0
 
 [provenance]
 note = ""

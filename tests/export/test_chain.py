@@ -14,7 +14,7 @@ from appliance.packs.open import open_pack
 from appliance.packs.signing import PRIVATE_KEY, PUBLIC_KEY
 from export.artefacts import read_json, write_json
 from export.cli import app
-from export.pack import pack
+from export.pack import Parts, pack
 from export.recipe import recipe_from_toml
 
 
@@ -56,9 +56,7 @@ def test_the_same_parts_make_the_same_pack(built: Path, tiny_recipe: Path, tmp_p
         pack(
             recipe_from_toml(tiny_recipe),
             tiny_recipe,
-            steps / "quantise",
-            steps / "golden",
-            steps / "verify",
+            Parts(*(steps / step for step in ("quantise", "golden", "to_engine", "verify"))),
             private_key=key,
             out=out,
         ).digest
@@ -80,9 +78,7 @@ def test_a_failing_gate_makes_no_pack(built: Path, tiny_recipe: Path, tmp_path: 
         pack(
             recipe_from_toml(tiny_recipe),
             tiny_recipe,
-            steps / "quantise",
-            steps / "golden",
-            verified,
+            Parts(steps / "quantise", steps / "golden", steps / "to_engine", verified),
             private_key=built / "keys" / PRIVATE_KEY,
             out=tmp_path / "pack",
         )
