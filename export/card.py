@@ -72,6 +72,7 @@ def task_card(recipe: Recipe, report: dict[str, Any], task: TaskText, points: di
     """
     rules = task.eligibility
     ages = f"from {rules.min_age_years or 0:g} to below {rules.max_age_years or 'any'} years"
+    words = [f"- {name}: score at least {each['threshold']:g}. {each['meaning']}" for name, each in points.items()]
     lines = [
         f"# {task.title}: task `{task.name}` of the pack `{recipe.pack.name}` {recipe.pack.version}",
         "",
@@ -81,15 +82,14 @@ def task_card(recipe: Recipe, report: dict[str, Any], task: TaskText, points: di
         "",
         f"**Not for:** {task.not_for}",
         "",
-        f"**Takes:** {', '.join(rules.modalities)}; body part {' or '.join(rules.body_parts)} or not given; view "
-        f"{' or '.join(rules.views)} or not given; ages {ages}; unknown age: {rules.unknown_age.value}.",
+        (
+            f"**Takes:** {', '.join(rules.modalities)}; body part {' or '.join(rules.body_parts)} or not given; view "
+            f"{' or '.join(rules.views)} or not given; ages {ages}; unknown age: {rules.unknown_age.value}."
+        ),
         "",
         "## Operating point",
         "",
-        *(
-            f"- {precision}: score at least {each['threshold']:g}. {each['meaning']}"
-            for precision, each in points.items()
-        ),
+        *words,
         "",
         "## Measured",
         "",
@@ -108,10 +108,12 @@ def _reach(report: dict[str, Any], only: str = "") -> list[str]:
     if not rows:
         return ["- No score of this task was audited for shortcuts: it carries no triage label."]
     return [
-        f"- `{task}` reaches an AUC of {model} on {images} images of its own data set. A classifier that sees no picture, "
-        f"only the file and its tags, reaches {trivial}. On images that this classifier finds alike the model reaches "
-        f"{matched} and it {remaining}; in {ahead} of resampled patients the model is ahead there. At a site whose files "
-        "do not tell the sick from the well, expect the figure on like images rather than the first."
+        (
+            f"- `{task}` reaches an AUC of {model} on {images} images of its own data set. A classifier that sees no "
+            f"picture, only the file and its tags, reaches {trivial}. On images that this classifier finds alike the "
+            f"model reaches {matched} and it {remaining}; in {ahead} of resampled patients the model is ahead there. "
+            "At a site whose files do not tell the sick from the well, expect the figure on like images."
+        )
         for task, images, model, trivial, matched, remaining, ahead in rows
     ]
 

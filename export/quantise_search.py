@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from export.artefacts import write_json
 from export.images import ImageSet
 from export.latency import Ratio, compare
+from export.layout import FOR_TENSORRT, SEARCH_RECORD
 from export.metrics import auc
 from export.operating import labelled
 from export.predictions import Predictions, predict
@@ -27,8 +28,7 @@ from export.recipe import Recipe
 from export.runner import Runner
 from export.tasks import ADULT, LUNGS, PAEDIATRIC
 
-ENCODER, QUANTISED, FOR_TENSORRT = "encoder.onnx", "encoder.int8.onnx", "encoder.int8.tensorrt.onnx"
-RECORD = "precision-search.json"
+ENCODER, QUANTISED = "encoder.onnx", "encoder.int8.onnx"
 HEADS = (ADULT, PAEDIATRIC, LUNGS)
 FULL_LAYERS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)
 """How many of the most sensitive layers are tried in FP32."""
@@ -160,7 +160,7 @@ def search_precision(recipe: Recipe, data: ImageSet, graphs: Path, *, out: Path,
         graph = quantised(bench.graph, measured[method], nodes_of(bench.graph, best.full_layers), target)
         (out / name).write_bytes(graph.SerializeToString(deterministic=True))
     write_json(
-        out / RECORD,
+        out / SEARCH_RECORD,
         {
             "images": len(data.select(split="tune")),
             "trials": [asdict(trial) for trial in trials],

@@ -18,13 +18,13 @@ from appliance.domain.engine_file import EngineMetadata
 from appliance.domain.errors import EngineFileError
 from appliance.inference.engine_build import SUFFIX, BuildPlan, bindings, build_engine
 from export.artefacts import write_json
-from export.to_onnx import refuse_unknown_operators
+from export.layout import ENGINE_RECORD, FOR_TENSORRT
+from export.operators import refuse_unknown_operators
 
-SOURCES = {"fp16": "encoder.fp16.onnx", "int8": "encoder.int8.tensorrt.onnx"}
+SOURCES = {"fp16": "encoder.fp16.onnx", "int8": FOR_TENSORRT}
 """What each precision's engine is built from."""
 GPUS = {"": ("8.0", "8.6", "8.9"), ".sm75": ("7.5",)}
 """Part of an engine's name to the compute capabilities in it: Ampere and Ada in one file, Turing in another."""
-RECORD = "engines.json"
 _LONGEST_LOG = 3
 
 
@@ -55,7 +55,7 @@ def to_engine(graphs: Path, out: Path, say: Callable[[str], None]) -> None:
         bindings()
     except EngineFileError as error:
         record["tensorrt-rtx-missing"] = str(error)
-        write_json(out / RECORD, record)
+        write_json(out / ENGINE_RECORD, record)
         say(str(error))
         return
     sizes: dict[tuple[str, str], EngineMetadata] = {}
@@ -83,7 +83,7 @@ def to_engine(graphs: Path, out: Path, say: Callable[[str], None]) -> None:
                     "kept": kept or precision == "fp16",
                 }
             )
-    write_json(out / RECORD, record)
+    write_json(out / ENGINE_RECORD, record)
 
 
 def build_rtx(graph: bytes, engine: Path, plan: BuildPlan) -> EngineMetadata:

@@ -3,7 +3,7 @@
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from appliance.domain.errors import EngineFileError
 from appliance.domain.manifest import InputSpec
 from export.artefacts import read_json
 from export.guard import GUARD_STRIDES, GuardHead
+from export.operators import refuse_unknown_operators
 from export.student import ARCHITECTURES, FEATURE_STRIDES, Encoder, LungDecoder, MultiTaskNet, TriageHead
 
 ENCODER, HALF = "encoder.onnx", "encoder.fp16.onnx"
@@ -155,20 +155,6 @@ def export_module(
     onnx.checker.check_model(model, full_check=True)
     refuse_unknown_operators(model, "ONNX", onnx.defs.has)
     path.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def refuse_unknown_operators(model: onnx.ModelProto, target: str, knows: Callable[[str], bool]) -> None:
-    """Refuse a graph with an operator that its target does not know; operator and layer are named.
-
-    Raises:
-        EngineFileError: The first such operator.
-    """
-    for node in model.graph.node:
-        if not knows(node.op_type):
-            raise EngineFileError(
-                f"{target} does not know the operator {node.op_type} of the layer {node.name or node.output[0]}.",
-                "Write the layer with operators that it knows, or leave this target out.",
-            )
 
 
 def strip_traces(model: onnx.ModelProto) -> None:

@@ -19,6 +19,7 @@ from export.gate_rules import Accuracy, Quantised, Subgroup, accuracy_rules, qua
 from export.html_report import html_report, worst_case_pictures
 from export.images import ImageSet, image_set
 from export.latency import Ratio, compare
+from export.layout import ENGINE_RECORD, SEARCH_RECORD
 from export.metrics import (
     Floats,
     auc,
@@ -29,7 +30,6 @@ from export.metrics import (
 )
 from export.operating import Labelled, guard_passes, labelled, operating_points
 from export.predictions import Predictions, guard_outputs, predict, teacher_says
-from export.quantise_search import RECORD as SEARCH
 from export.recipe import Recipe
 from export.runner import Runner
 from export.tables import (
@@ -47,7 +47,6 @@ from export.tables import (
     triage_table,
 )
 from export.tasks import ADULT, GUARD, LUNGS, PAEDIATRIC, task_texts
-from export.to_engine import RECORD as ENGINES
 
 ENCODERS = {"int8": "encoder.int8.onnx", "fp32": "encoder.onnx", "fp16": "encoder.fp16.onnx"}
 """The precisions that are measured; INT8 serves before FP32 on a CPU where the figures allow it, FP16 on a GPU."""
@@ -242,9 +241,9 @@ def _tables(
         lung_table(best.said, data),
         comparison_table(models, data, recipe),
         subgroup_table(groups),
-        search_table(read_json(inputs.graphs / SEARCH)),
+        search_table(read_json(inputs.graphs / SEARCH_RECORD)),
         latency_table(measured.ratios, sizes),
-        engine_table(read_json(inputs.engines / ENGINES)),
+        engine_table(read_json(inputs.engines / ENGINE_RECORD)),
         *audited.tables,
         *guard_tables(best.said, data, best.wrong, measured.kinds, best.points[GUARD]),
     ]
