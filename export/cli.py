@@ -1,8 +1,9 @@
-"""The command `insite-export`: run a recipe into a signed pack, or make keys; the steps in their order."""
+"""The command `insite-export`: run a recipe into a signed pack, measure one, make keys; the steps in their order."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -11,6 +12,8 @@ from rich.console import Console
 from appliance.domain.errors import InputError, InsiteError
 from appliance.packs.signing import PRIVATE_KEY, generate_keys
 from export.artefacts import digest_of_values, file_sha256, run_step
+from export.bench import bench
+from export.bench_training import Comparison, compare_training, last_result
 from export.calibrate import calibrate
 from export.distil import WEIGHTS as STUDENT
 from export.distil import distil
@@ -20,7 +23,7 @@ from export.images import image_set, prepare
 from export.negatives import gather
 from export.pack import Parts, pack
 from export.quantise_search import search_precision
-from export.recipe import as_json, recipe_from_toml
+from export.recipe import Recipe, as_json, recipe_from_toml
 from export.tasks import task_texts
 from export.teachers import WEIGHTS as TEACHER
 from export.teachers import teach
@@ -129,9 +132,7 @@ class Line:
         return self.root / step
 
     def _teachers(self) -> list[Member]:
-        sections = (self.recipe.teacher, self.recipe.second_teacher)
-        steps = ("teachers", "second_teacher")
-        return [(s.architecture, self._of(step) / TEACHER) for s, step in zip(sections, steps, strict=True)]
+        return teachers_of(self.recipe, self.root)
 
     def _index_digest(self) -> str:
         index = self.radiographs.parent / "dicom" / "index.csv"
@@ -167,6 +168,14 @@ class Line:
         verify(self.recipe, inputs, out, self.say)
 
 
+def teachers_of(recipe: Recipe, steps: Path) -> list[Member]:
+    """Architecture and weights of both teachers, in the folder of the steps' artefacts."""
+    return [
+        (recipe.teacher.architecture, steps / "teachers" / TEACHER),
+        (recipe.second_teacher.architecture, steps / "second_teacher" / TEACHER),
+    ]
+
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Foundation models in, one small signed pack out.")
 
 
@@ -188,6 +197,51 @@ def run(
         console.print(f"insite-export: {error}", highlight=False, markup=False)
         raise typer.Exit(INPUT_ERROR) from error
     typer.echo(f"{line.pack} {digest}")
+
+
+@app.command("bench")
+def bench_command(
+    pack_folder: Annotated[Path, typer.Option("--pack", help="The pack to measure.")] = Path("engines/chest-xray"),
+    out: Annotated[Path, typer.Option(help="Folder of artefacts, for what was trained.")] = Path("build"),
+    distillation_steps: Annotated[
+        int, typer.Option(help="Also train with and without teachers, so many steps each: six trainings.")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002 - typer's way
+) -> None:
+    """Measure the pack's figures in one run: speeds as ratios, accuracies out of its gate report."""
+    console = Console(stderr=True)
+    say = lambda text: console.print(text, highlight=False)  # noqa: E731 - one word for two uses
+    try:
+        recipe = recipe_from_toml(pack_folder / "recipe.toml")
+        result = bench(recipe, pack_folder, say)
+        steps, trainings = out / f"{recipe.pack.name}.steps", out / f"{recipe.pack.name}.bench"
+        if distillation_steps:
+            teachers = teachers_of(recipe, steps)
+            plan = Comparison(distillation_steps)
+            compare_training(recipe, steps / "data", teachers, plan=plan, out=trainings, say=say)
+        result["distillation"] = last_result(trainings)
+    except (InsiteError, OSError) as error:
+        console.print(f"insite-export: {error}", highlight=False, markup=False)
+        raise typer.Exit(INPUT_ERROR) from error
+    typer.echo(json.dumps(result, indent=2) if as_json else bench_table(result))
+
+
+def bench_table(result: dict[str, Any]) -> str:
+    """The bench's result as lines of text."""
+    lines = [
+        f"{row['name']:28} {'-' if row['measured'] is None else row['measured']!s:>9} {row['bound']:>8} "
+        f"{'met' if row['met'] else 'NOT MET':8} {row['note']}"
+        for row in result["rows"]
+    ]
+    found = result["distillation"]
+    if found is None:
+        return "\n".join([*lines, "distilled against direct: not measured here; --distillation-steps N trains both"])
+    low, high = found["gain_95"]
+    sentence = (
+        f"distilled against direct, {len(found['seeds'])} seeds of {found['steps']} steps: AUC {found['gain']:+.3f} "
+        f"[{low:+.3f}, {high:+.3f}], n {found['images']}, {found['dataset']}"
+    )
+    return "\n".join([*lines, sentence])
 
 
 @app.command()

@@ -56,11 +56,16 @@ def distil(recipe: Recipe, data: Path, teachers: Sequence[Member], out: Path, sa
         load_published(student.encoder)
     projected = _Projected(student, expert.width)
 
+    section = recipe.student
+    taught_at_all = any((section.soft_label_weight, section.feature_weight, section.soft_mask_weight))
+
     def loss_of(batch: Batch) -> Tensor:
+        if not taught_at_all:
+            return supervised_loss(student(batch.image), batch)
         with torch.no_grad():
             advice = expert(batch.image)
         outputs = student(batch.image)
-        taught = taught_loss(outputs, projected.projection(outputs.embedding), advice, recipe.student)
+        taught = taught_loss(outputs, projected.projection(outputs.embedding), advice, section)
         return supervised_loss(outputs, batch) + taught
 
     run = Training(image_set(data), recipe.input, recipe.student, recipe.pack.seed + 1, out, say)

@@ -10,6 +10,7 @@ import enum
 import io
 import logging
 import tempfile
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,9 @@ def measured_ranges(graph: onnx.ModelProto, images: Iterable[NDArray[np.uint8]],
     """The ranges of all tensors of a graph over images, uint8 [rows, columns] each.
 
     Raises:
-        InputError: A range is not a number.
+        InputError: A weight or a range is not a number; the tensor is named.
     """
+    refuse_nan(graph)
     kind, options = METHODS[method]
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         source = Path(scratch) / "graph.onnx"
@@ -129,8 +131,8 @@ def refuse_nan(model: onnx.ModelProto) -> None:
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             reader = next((node.name for node in model.graph.node if tensor.name in node.input), "no layer")
             raise InputError(
-                f"Quantisation made {tensor.name}, read by {reader}, not a number.",
-                "Leave its layer in higher precision.",
+                f"The constant {tensor.name}, read by {reader}, is not a number.",
+                "The training diverged there, or leave the layer in higher precision.",
             )
 
 
@@ -162,7 +164,8 @@ def _quiet() -> Iterator[None]:
     """Keep the library's talk to itself: its advice to preprocess, and what its calibrators print."""
     logging.getLogger().addFilter(_is_no_advice)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # about NaN, which is refused by name afterwards
             yield
     finally:
         logging.getLogger().removeFilter(_is_no_advice)

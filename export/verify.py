@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,7 @@ def verify(recipe: Recipe, inputs: Inputs, out: Path, say: Callable[[str], None]
     report["refused_precisions"] = {
         name: [rule.row() for rule in lower[name] if not rule.passed] for name in lower if name not in precisions
     }
+    report["figures"] = _figures(measured, best, groups, audited)
     report["tables"] = _tables(measured, best, audited, groups, inputs)
     report["curves"] = _curves(measured) | {"attribution": audited.maps}
     report["worst_cases"] = _worst_cases(measured, best.said)
@@ -209,6 +210,20 @@ def _accuracy(measured: Measurement, best: Measured, groups: Sequence[Subgroup])
         guard_refuses=float(refused[made].mean()),
         subgroups=groups,
     )
+
+
+def _figures(measured: Measurement, best: Measured, groups: Sequence[Subgroup], audited: Audit) -> dict[str, Any]:
+    """The report's main figures as plain numbers, for `insite-export bench` and whoever compares releases."""
+    accuracy, lost = _accuracy(measured, best, groups), _losses(measured, "int8")
+    values = asdict(accuracy)
+    adult = values.pop("adult")
+    return values | {
+        "adult_auc": adult["value"],
+        "adult_auc_low": adult["low"],
+        "adult_auc_high": adult["high"],
+        "int8_lost": {**lost.auc_losses, "dice": lost.dice_loss},
+        "shortcuts": [asdict(each) for each in audited.figures],
+    }
 
 
 def _groups(measured: Measurement, said: Predictions) -> list[Subgroup]:
