@@ -193,7 +193,7 @@ def run(
     try:
         line = Line(recipe, data, out, lambda text: console.print(text, highlight=False))
         digest = line.run(key or _own_key(out / "keys"))
-    except InsiteError as error:
+    except (InsiteError, OSError) as error:  # a full disk too: what is finished stays, and is not done again
         console.print(f"insite-export: {error}", highlight=False, markup=False)
         raise typer.Exit(INPUT_ERROR) from error
     typer.echo(f"{line.pack} {digest}")

@@ -121,7 +121,7 @@ def verify(recipe: Recipe, inputs: Inputs, out: Path, say: Callable[[str], None]
     report["refused_precisions"] = {
         name: [rule.row() for rule in lower[name] if not rule.passed] for name in lower if name not in precisions
     }
-    report["figures"] = _figures(measured, best, groups, audited)
+    report["figures"] = _without_nan(_figures(measured, best, groups, audited))
     report["tables"] = _tables(measured, best, audited, groups, inputs)
     report["curves"] = _curves(measured) | {"attribution": audited.maps}
     report["worst_cases"] = _worst_cases(measured, best.said)
@@ -224,6 +224,15 @@ def _figures(measured: Measurement, best: Measured, groups: Sequence[Subgroup], 
         "int8_lost": {**lost.auc_losses, "dice": lost.dice_loss},
         "shortcuts": [asdict(each) for each in audited.figures],
     }
+
+
+def _without_nan(value: Any) -> Any:
+    """Figures that could not be computed as null: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _groups(measured: Measurement, said: Predictions) -> list[Subgroup]:
