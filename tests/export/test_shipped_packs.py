@@ -88,8 +88,9 @@ def test_the_report_has_every_table(shipped: VerifiedPack) -> None:
     report = read_json(shipped.folder / "gate-report.json")
     titles = " | ".join(table["title"] for table in report["tables"])
     for wanted in (
-        "adult-triage: within NIH", "paediatric-pneumonia: within Kermany", "lungs:", "Teachers, student", "by subgroup",
-        "INT8 search", "Encoder latency", "Engines", "Shortcut audit", "disturbed", "Where decisions come from", "guard:",
+        "adult-triage: within NIH", "paediatric-pneumonia: within Kermany", "lungs:", "Teachers, student",
+        "by subgroup", "INT8 search", "Encoder latency", "Engines", "Shortcut audit", "disturbed",
+        "Where decisions come from", "guard:",
     ):  # fmt: skip
         assert wanted in titles
     assert report["summary"]
