@@ -60,6 +60,24 @@ def bench(recipe: Recipe, pack: Path, say: Callable[[str], None], rounds: int = 
     return {"rows": rows, "ratios": ratios, "raw": raw}
 
 
+def as_text(result: dict[str, Any]) -> str:
+    """The bench's result as lines of text."""
+    lines = [
+        f"{row['name']:28} {'-' if row['measured'] is None else row['measured']!s:>9} {row['bound']:>8} "
+        f"{'met' if row['met'] else 'NOT MET':8} {row['note']}"
+        for row in result["rows"]
+    ]
+    found = result["distillation"]
+    if found is None:
+        return "\n".join([*lines, "distilled against direct: not measured here; --distillation-steps N trains both"])
+    low, high = found["gain_95"]
+    sentence = (
+        f"distilled against direct, {len(found['seeds'])} seeds of {found['steps']} steps: AUC {found['gain']:+.3f} "
+        f"[{low:+.3f}, {high:+.3f}], n {found['images']}, {found['dataset']}"
+    )
+    return "\n".join([*lines, sentence])
+
+
 def _against(reference: Runner, pack: Path, pictures: Grey, rounds: int) -> dict[str, Any]:
     candidate = Runner(pack, INT8, (), threads=1)
     return {f"batch_{batch}": asdict(compare(reference, candidate, pictures[:batch], rounds)) for batch in BATCHES}

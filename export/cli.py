@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -12,7 +12,7 @@ from rich.console import Console
 from appliance.domain.errors import InputError, InsiteError
 from appliance.packs.signing import PRIVATE_KEY, generate_keys
 from export.artefacts import digest_of_values, file_sha256, run_step
-from export.bench import bench
+from export.bench import as_text, bench
 from export.bench_training import Comparison, compare_training, last_result
 from export.calibrate import calibrate
 from export.distil import WEIGHTS as STUDENT
@@ -206,7 +206,7 @@ def bench_command(
     distillation_steps: Annotated[
         int, typer.Option(help="Also train with and without teachers, so many steps each: six trainings.")
     ] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002 - typer's way
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002 - typer's way
 ) -> None:
     """Measure the pack's figures in one run: speeds as ratios, accuracies out of its gate report."""
     console = Console(stderr=True)
@@ -223,25 +223,7 @@ def bench_command(
     except (InsiteError, OSError) as error:
         console.print(f"insite-export: {error}", highlight=False, markup=False)
         raise typer.Exit(INPUT_ERROR) from error
-    typer.echo(json.dumps(result, indent=2) if as_json else bench_table(result))
-
-
-def bench_table(result: dict[str, Any]) -> str:
-    """The bench's result as lines of text."""
-    lines = [
-        f"{row['name']:28} {'-' if row['measured'] is None else row['measured']!s:>9} {row['bound']:>8} "
-        f"{'met' if row['met'] else 'NOT MET':8} {row['note']}"
-        for row in result["rows"]
-    ]
-    found = result["distillation"]
-    if found is None:
-        return "\n".join([*lines, "distilled against direct: not measured here; --distillation-steps N trains both"])
-    low, high = found["gain_95"]
-    sentence = (
-        f"distilled against direct, {len(found['seeds'])} seeds of {found['steps']} steps: AUC {found['gain']:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}], n {found['images']}, {found['dataset']}"
-    )
-    return "\n".join([*lines, sentence])
+    typer.echo(json.dumps(result, indent=2) if json_output else as_text(result))
 
 
 @app.command()

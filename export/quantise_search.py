@@ -29,6 +29,7 @@ from export.runner import Runner
 from export.tasks import ADULT, LUNGS, PAEDIATRIC
 
 ENCODER, QUANTISED = "encoder.onnx", "encoder.int8.onnx"
+CANDIDATE = "candidate.onnx"
 HEADS = (ADULT, PAEDIATRIC, LUNGS)
 FULL_LAYERS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)
 """How many of the most sensitive layers are tried in FP32."""
@@ -86,7 +87,7 @@ class Bench:
     Args:
         recipe: Bounds and what an adult is.
         data: The prepared images.
-        graphs: Folder laid out as a pack, with the FP32 encoder and the heads.
+        graphs: Folder laid out as a pack, with the FP32 encoder and the heads; candidates are written into it.
         every: Measure on each `every`-th of the tuning images.
     """
 
@@ -104,12 +105,9 @@ class Bench:
         """Quantise all layers but those in `full`, and measure."""
         graph = quantised(self.graph, ranges, nodes_of(self.graph, full), Target.ONNXRUNTIME_CPU)
         content = graph.SerializeToString(deterministic=True)
-        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".onnx") as scratch:
-            scratch.write(content)
-            scratch.flush()
-            name = Path(scratch.name).name
-            loss = self._loss(self._said(name))
-            speed = self._speed(name) if timed else ()
+        (self._folder / CANDIDATE).write_bytes(content)
+        loss = self._loss(self._said(CANDIDATE))
+        speed = self._speed(CANDIDATE) if timed else ()
         return Trial(ranges.method, tuple(full), len(content), loss, speed, loss.broken(self.recipe))
 
     def _said(self, encoder: str) -> Predictions:
@@ -148,13 +146,19 @@ def search_precision(recipe: Recipe, data: ImageSet, graphs: Path, *, out: Path,
         say: Told about progress.
     """
     shutil.copytree(graphs, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("done.json"))
-    bench = Bench(recipe, data, out)
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copytree(graphs, scratch, dirs_exist_ok=True)
+        _search_in(Path(scratch), recipe, data, out=out, say=say)
+
+
+def _search_in(scratch: Path, recipe: Recipe, data: ImageSet, *, out: Path, say: Callable[[str], None]) -> None:
+    bench = Bench(recipe, data, scratch)
     pictures = _calibration_images(data, recipe.quantise.calibration_images)
     measured = {method: measured_ranges(bench.graph, pictures, method) for method in METHODS}
     trials = [bench.trial(ranges, (), timed=True) for ranges in measured.values()]
     method = min(trials, key=lambda trial: trial.loss.shift).method
     say(f"INT8: {method} calibration moves the scores least")
-    sensitivities = _sensitivities(Bench(recipe, data, out, SENSITIVITY_EVERY), measured[method])
+    sensitivities = _sensitivities(Bench(recipe, data, scratch, SENSITIVITY_EVERY), measured[method])
     best = _search(bench, measured[method], list(sensitivities), trials, say)
     for name, target in ((QUANTISED, Target.ONNXRUNTIME_CPU), (FOR_TENSORRT, Target.TENSORRT)):
         graph = quantised(bench.graph, measured[method], nodes_of(bench.graph, best.full_layers), target)
@@ -175,11 +179,15 @@ def _search(
 ) -> Trial:
     inside: list[Trial] = [trial for trial in trials if not trial.broken]
     for count in FULL_LAYERS[1:]:
-        if count > len(ranked) or (inside and trials[-1] in inside and trials[-1] is not fastest(inside)):
+        if count > len(ranked):
             break
-        trials.append(bench.trial(ranges, ranked[:count], timed=True))
-        say(f"INT8 but for {count} layers: {trials[-1].slowest:.2f} times as fast, {trials[-1].broken or 'inside'}")
-        inside += [trials[-1]] if not trials[-1].broken else []
+        trial = bench.trial(ranges, ranked[:count], timed=True)
+        trials.append(trial)
+        say(f"INT8 but for {count} layers: {trial.slowest:.2f} times as fast, {trial.broken or 'inside the bounds'}")
+        if not trial.broken:
+            inside.append(trial)
+            if fastest(inside) is not trial:
+                break
     return fastest(inside) if inside else min(trials, key=lambda trial: trial.loss.shift)
 
 
