@@ -1,5 +1,6 @@
-"""The command `insite-export`: run a recipe into a signed pack, or make keys; the steps in their order."""
+"""The command `insite-export`: run a recipe into a signed pack, measure one, make keys; the steps in their order."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,36 +14,44 @@ from appliance.domain.errors import InputError, InsiteError
 from appliance.packs.open import open_pack
 from appliance.packs.signing import PRIVATE_KEY, generate_keys
 from export.artefacts import digest_of_values, file_sha256, run_step
+from export.bench import as_text, bench
+from export.bench_training import Comparison, compare_training, last_result
 from export.calibrate import calibrate
 from export.distil import WEIGHTS as STUDENT
 from export.distil import distil
+from export.ensemble import Member
 from export.foundation import Folders, learn_from_foundations
 from export.golden import make_golden
 from export.images import image_set, prepare
 from export.negatives import gather
-from export.pack import pack
+from export.pack import Parts, pack
 from export.progress import Progress, Shown, Silent
-from export.quantise import quantise
+from export.quantise_search import search_precision
 from export.ranks import Ranks
-from export.recipe import as_json, recipe_from_toml
+from export.recipe import Recipe, as_json, recipe_from_toml
 from export.task_head.make import TaskFiles, make_task
 from export.tasks import task_texts
 from export.teach import WEIGHTS as TEACHER
 from export.teach import teach
+from export.to_engine import to_engine
 from export.to_onnx import to_onnx
 from export.verify import ENCODERS, Inputs, verify
 
 INPUT_ERROR = 2
+SECOND = 101
+"""Added to the seed for the second teacher."""
 STEP_VERSIONS = {
     "data": 1,
     "negatives": 1,
-    "teachers": 1,
-    "distil": 1,
+    "teachers": 2,
+    "second_teacher": 1,
+    "distil": 2,
     "calibrate": 1,
-    "to_onnx": 1,
-    "quantise": 1,
-    "golden": 1,
-    "verify": 1,
+    "to_onnx": 2,
+    "quantise": 2,
+    "to_engine": 1,
+    "golden": 2,
+    "verify": 2,
 }
 """Raise one when its step's code makes something else of the same inputs."""
 
@@ -89,28 +98,32 @@ class Line:
         teacher = self._step(
             "teachers",
             (data, values["teacher"], seed),
-            lambda out: teach(recipe, self._of("data"), out, self.say),
+            lambda out: teach(recipe, recipe.teacher, seed, self._of("data"), out=out, say=self.say),
+        )
+        second = self._step(
+            "second_teacher",
+            (data, values["second_teacher"], seed),
+            lambda out: teach(recipe, recipe.second_teacher, seed + SECOND, self._of("data"), out=out, say=self.say),
         )
         student = self._step(
             "distil",
-            (teacher, values["student"], seed, *([encoder] if encoder else [])),
-            lambda out: distil(
-                recipe, self._of("data"), self._of("teachers") / TEACHER, out, self.say, encoder=weights
-            ),
+            (teacher, second, values["student"], seed, *([encoder] if encoder else [])),
+            lambda out: distil(recipe, self._of("data"), self._teachers(), out, self.say, encoder=weights),
         )
         calibrated = self._step("calibrate", (student, negatives), self._calibrate)
         graphs = self._step("to_onnx", (calibrated, recipe.data.mask_side), self._to_onnx)
         quantised = self._step("quantise", (graphs, data, values["quantise"]), self._quantise)
-        golden = self._step("golden", (quantised, teacher), self._golden)
+        engines = self._step("to_engine", (quantised,), lambda out: to_engine(self._of("quantise"), out, self.say))
+        golden = self._step("golden", (quantised, teacher, second), self._golden)
         sections = ("pack", "operating", "gate")
-        self._step("verify", (quantised, golden, teacher, *(values[name] for name in sections)), self._verify)
+        self._step(
+            "verify", (quantised, engines, golden, teacher, second, *(values[name] for name in sections)), self._verify
+        )
         self.say("pack")
         manifest = pack(
             recipe,
             self.recipe_file,
-            self._of("quantise"),
-            self._of("golden"),
-            self._of("verify"),
+            Parts(*(self._of(step) for step in ("quantise", "golden", "to_engine", "verify"))),
             private_key=private_key,
             out=self.pack,
         )
@@ -144,6 +157,9 @@ class Line:
     def _of(self, step: str) -> Path:
         return self.root / step
 
+    def _teachers(self) -> list[Member]:
+        return teachers_of(self.recipe, self.root)
+
     def _index_digest(self) -> str:
         index = self.radiographs.parent / "dicom" / "index.csv"
         return file_sha256(index) if index.is_file() else ""
@@ -160,26 +176,30 @@ class Line:
         )
 
     def _quantise(self, out: Path) -> None:
-        section = self.recipe.quantise
-        data = image_set(self._of("data"))
-        train = data.select(split="train")
-        chosen = train[:: max(1, len(train) // section.calibration_images)][: section.calibration_images]
-        quantise(self._of("to_onnx"), (data.images[i] for i in chosen), section.fp32_convolutions, out)
+        search_precision(self.recipe, image_set(self._of("data")), self._of("to_onnx"), out=out, say=self.say)
 
     def _golden(self, out: Path) -> None:
-        teacher = (self.recipe.teacher.architecture, self._of("teachers") / TEACHER)
         tasks = [task.name for task in task_texts()]
-        make_golden(self.recipe.input, ENCODERS, tasks, self._of("quantise"), teacher=teacher, out=out)
+        make_golden(self.recipe.input, ENCODERS, tasks, self._of("quantise"), teachers=self._teachers(), out=out)
 
     def _verify(self, out: Path) -> None:
         inputs = Inputs(
             self.radiographs,
             self._of("data"),
             self._of("negatives"),
-            self._of("teachers") / TEACHER,
+            self._teachers(),
             self._of("quantise"),
+            self._of("to_engine"),
         )
         verify(self.recipe, inputs, out, self.say)
+
+
+def teachers_of(recipe: Recipe, steps: Path) -> list[Member]:
+    """Architecture and weights of both teachers, in the folder of the steps' artefacts."""
+    return [
+        (recipe.teacher.architecture, steps / "teachers" / TEACHER),
+        (recipe.second_teacher.architecture, steps / "second_teacher" / TEACHER),
+    ]
 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Foundation models in, one small signed pack out.")
@@ -204,10 +224,37 @@ def run(
         if not resume:
             line.forget()
         digest = line.run(key or _own_key(out / "keys"))
-    except InsiteError as error:
+    except (InsiteError, OSError) as error:  # a full disk too: what is finished stays, and is not done again
         console.print(f"insite-export: {error}", highlight=False, markup=False)
         raise typer.Exit(INPUT_ERROR) from error
     typer.echo(f"{line.pack} {digest}")
+
+
+@app.command("bench")
+def bench_command(
+    pack_folder: Annotated[Path, typer.Option("--pack", help="The pack to measure.")] = Path("engines/chest-xray"),
+    out: Annotated[Path, typer.Option(help="Folder of artefacts, for what was trained.")] = Path("build"),
+    distillation_steps: Annotated[
+        int, typer.Option(help="Also train with and without teachers, so many steps each: six trainings.")
+    ] = 0,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002 - typer's way
+) -> None:
+    """Measure the pack's figures in one run: speeds as ratios, accuracies out of its gate report."""
+    console = Console(stderr=True)
+    say = lambda text: console.print(text, highlight=False)  # noqa: E731 - one word for two uses
+    try:
+        recipe = recipe_from_toml(pack_folder / "recipe.toml")
+        result = bench(recipe, pack_folder, say)
+        steps, trainings = out / f"{recipe.pack.name}.steps", out / f"{recipe.pack.name}.bench"
+        if distillation_steps:
+            teachers = teachers_of(recipe, steps)
+            plan = Comparison(distillation_steps)
+            compare_training(recipe, steps / "data", teachers, plan=plan, out=trainings, say=say)
+        result["distillation"] = last_result(trainings)
+    except (InsiteError, OSError) as error:
+        console.print(f"insite-export: {error}", highlight=False, markup=False)
+        raise typer.Exit(INPUT_ERROR) from error
+    typer.echo(json.dumps(result, indent=2) if json_output else as_text(result))
 
 
 @app.command()

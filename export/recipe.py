@@ -70,8 +70,13 @@ class TeacherSection:
 
 @dataclass(frozen=True, slots=True)
 class StudentSection(TeacherSection):
-    """How the student is distilled: as the teacher, and the weights of what the teacher says."""
+    """How the student is distilled: as a teacher is trained, and the weights of what the teachers say.
 
+    With `starts_from_second_teacher` it starts from that teacher's weights, not from published ones: both must be of
+    one architecture.
+    """
+
+    starts_from_second_teacher: bool
     soft_label_weight: float
     feature_weight: float
     soft_mask_weight: float
@@ -87,10 +92,16 @@ class GuardSection:
 
 @dataclass(frozen=True, slots=True)
 class QuantiseSection:
-    """How the encoder becomes INT8: how many training images calibrate it, how many convolutions stay FP32."""
+    """How the encoder becomes INT8: how many training images calibrate it, and what the search may lose.
+
+    Bounds hold on the `tune` patients against FP32: AUC of either triage task, mean Dice, and the mean absolute change
+    of a score, which shows a loss long before an AUC over a few dozen patients does.
+    """
 
     calibration_images: int
-    fp32_convolutions: int
+    auc_loss_max: float
+    dice_loss_max: float
+    score_shift_max: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +121,22 @@ class GateSection:
     adult_auc_low_min: float
     paediatric_auc_min: float
     dice_min: float
+    dice_p5_min: float
+    ece_max: float
     share_of_teacher_min: float
     guard_pass_min: float
     guard_refusal_min: float
     int8_auc_loss_max: float
     int8_dice_loss_max: float
     int8_speed_min: float
+    subgroup_images_min: int
+    subgroup_auc_min: float
+    subgroup_share_of_teacher_min: float
+    sex_gap_max: float
     beyond_trivial_min: float
+    beyond_trivial_share_min: float
+    disturbed_auc_loss_max: float
+    lung_attribution_min: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +215,7 @@ class Recipe:
     input: InputSpec
     data: DataSection
     teacher: TeacherSection
+    second_teacher: TeacherSection
     student: StudentSection
     guard: GuardSection
     quantise: QuantiseSection
@@ -248,6 +269,11 @@ def check_foundation(recipe: Recipe) -> None:
         raise SettingsError("Two foundation teachers have the same name.", "Rename one of them.")
     if names and not any(teacher.weight > 0 for teacher in recipe.foundation):
         raise SettingsError("No foundation teacher has a weight above 0.", "Give at least one of them a weight.")
+    if names and recipe.student.starts_from_second_teacher:
+        raise SettingsError(
+            "The student can't start from the second teacher and from foundation teachers.",
+            "Set student.starts_from_second_teacher = false.",
+        )
     for teacher in recipe.foundation:
         known = PUBLICATIONS.get(teacher.kind)
         restricted = teacher.research_only or (known is not None and known.research_only)

@@ -4,6 +4,8 @@ Every error carries two sentences: what happened, naming the thing, and the way 
 data: the first line of an error reaches logs and pages.
 """
 
+from appliance.domain.engine_file import EngineRefusal
+
 
 class InsiteError(Exception):
     """The root of everything that Insite raises on purpose.
@@ -84,6 +86,14 @@ class BaseMismatchError(PackError):
 
 class GateError(PackError):
     """The gate report is missing or refuses the pack, or the golden cases do not reproduce on this machine."""
+
+
+class EngineFileError(PackError):
+    """An engine file can't be built, or may not be loaded here; `refusal` says which of the two and why."""
+
+    def __init__(self, message: str, way_forward: str = "", *, refusal: EngineRefusal | None = None) -> None:
+        super().__init__(message, way_forward)
+        self.refusal = refusal
 
 
 class UnvalidatedPackError(PackError):

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from model_signing import hashing, signing, verifying
 
 from appliance.domain.errors import SignatureError
-from appliance.packs.files import ENGINE_SUFFIX, SIGNATURE, pack_files
+from appliance.packs.files import SIGNATURE, pack_files, stands_outside
 
 PRIVATE_KEY = "signing-key.pem"
 PUBLIC_KEY = "signing-key.pub.pem"
@@ -126,7 +126,7 @@ def _reason(error: Exception) -> str:
 
 
 def _hashing(folder: Path) -> hashing.Config:
-    outside = [path for path in pack_files(folder) if path.endswith(ENGINE_SUFFIX)]
+    outside = [path for path in pack_files(folder) if stands_outside(path)]
     config = hashing.Config()  # type: ignore[no-untyped-call]
     config.use_file_serialization(hashing_algorithm="sha256")
     return config.set_ignored_paths(paths=[SIGNATURE, *outside], ignore_git_paths=False)

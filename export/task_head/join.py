@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from appliance.domain.errors import BaseMismatchError, GateError, InputError
 from appliance.domain.manifest import PackManifest, TaskManifest, Validation, VerifiedPack
 from appliance.packs.build import write_manifests
-from appliance.packs.files import ENGINE_SUFFIX, SIGNATURE, pack_files
+from appliance.packs.files import SIGNATURE, pack_files, stands_outside
 from appliance.packs.json_values import values_from_json
 from appliance.packs.manifest_json import GATE_REPORT, MANIFEST, task_manifest_path, task_manifest_to_json
 from appliance.packs.manifest_parsing import task_manifest_from_json
@@ -106,7 +106,7 @@ def weaker_claim(base: Validation, task: Validation) -> Validation:
 
 def _copy_base(base: VerifiedPack, target: Path) -> None:
     for path in pack_files(base.folder):
-        if path in {MANIFEST, SIGNATURE} or path.endswith(ENGINE_SUFFIX):
+        if path in {MANIFEST, SIGNATURE} or stands_outside(path):
             continue
         if path in {task_manifest_path(task.name) for task in base.manifest.tasks}:
             continue

@@ -32,6 +32,7 @@ def write_checkpoints(folder: Path) -> Path:
 
 def three_teachers(recipe: str, folder: Path, *, steps: int = 6) -> str:
     """A recipe's text with the three teachers of a folder."""
+    recipe = recipe.replace("starts_from_second_teacher = true", "starts_from_second_teacher = false")
     parts = [recipe, AGGLOMERATION.replace("steps = 6", f"steps = {steps}", 1)]
     for name in ("rad-dino", "medsam", "biomedclip"):
         parts.append(f'[[foundation]]\nname = "{name}"\nkind = "{name}"\ncheckpoint = "{name}"\n')

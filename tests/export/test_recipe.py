@@ -57,6 +57,7 @@ def with_teacher(
     """A recipe with one foundation teacher."""
     path = folder / "recipe.toml"
     teacher = TEACHER.format(kind=kind, research=str(research).lower(), weight=weight)
+    recipe = recipe.replace("starts_from_second_teacher = true", "starts_from_second_teacher = false")
     path.write_text(recipe.replace('claim = "untrained"', f'claim = "{claim}"') + AGGLOMERATION + teacher)
     return path
 
@@ -81,9 +82,11 @@ def test_a_free_teacher_allows_a_validated_pack(tiny_recipe: Path, tmp_path: Pat
 
 def test_teachers_that_do_not_fit_together_are_refused(tiny_recipe: Path, tmp_path: Path) -> None:
     """Teachers come with the section on how to learn from them, by different names, at least one with a weight."""
-    path, plain = tmp_path / "recipe.toml", tiny_recipe.read_text()
+    path, given = tmp_path / "recipe.toml", tiny_recipe.read_text()
+    plain = given.replace("starts_from_second_teacher = true", "starts_from_second_teacher = false")
     one = TEACHER.format(kind="timm", research="false", weight=1.0)
     for text, said in (
+        (given + AGGLOMERATION + one, "from the second teacher and from foundation teachers"),
         (plain + one, "only one of"),
         (plain + AGGLOMERATION, "only one of"),
         (plain + AGGLOMERATION + one + one, "the same name"),
