@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from appliance.domain.errors import InputError
-from export.feature_cache import FeatureStore, Views, smaller_batch, write_whole
+from export.feature_cache import MAKERS, FeatureStore, Views, smaller_batch, write_whole
 from export.feature_scaling import Scaling, scaling_of
 from export.learning import LONGEST_GRADIENT, schedule
 from export.mobilenet import MobileNetEncoder
@@ -38,8 +38,6 @@ ADAPTOR_WIDTH = 512
 STRIDE16, STRIDE32 = 2, 3
 """The student's maps that dense features are predicted from."""
 STATISTICS_ROWS = 64
-MAKERS = 8
-"""Threads that make pictures ahead of the student, in each process."""
 KINDS = ("dense", "pooled")
 
 

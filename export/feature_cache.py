@@ -6,7 +6,9 @@ A teacher is the slow part of a distillation and always says the same of the sam
 import errno
 import os
 import shutil
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,10 @@ from export.teachers.ensemble import resized
 
 SHARD = 32
 """Pictures in a shard: at most so many are looked at twice when a run is killed."""
+MAKERS = 8
+"""Threads that make pictures, in each process."""
+OPEN_SHARDS = 64
+"""Files that a reader keeps open for each teacher; a process may have about a thousand."""
 Write = Callable[[Path, bytes], None]
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -57,9 +63,9 @@ class Views:
             return np.array(image)
         return augmented(image, None, self.spec, np.random.default_rng((self.seed, index, view)))[0]
 
-    def pictures(self, rows: Sequence[int]) -> Tensor:
-        """Pictures as uint8 [len(rows), 1, rows, columns]."""
-        return torch.from_numpy(np.stack([self.picture(row) for row in rows])[:, None])
+    def pictures(self, rows: Sequence[int], pool: Executor) -> Tensor:
+        """Pictures as uint8 [len(rows), 1, rows, columns], made by the threads of a pool."""
+        return torch.from_numpy(np.stack(list(pool.map(self.picture, rows)))[:, None])
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -120,10 +126,13 @@ def cache_features(name: str, load: Callable[[], Teacher], views: Views, plan: C
         return
     teacher = load().to(plan.device)
     batch = plan.batch
-    with progress.bar(f"features of {name}", len(shards), len(shards) - len(missing)) as advance:
+    with (
+        ThreadPoolExecutor(MAKERS) as pool,
+        progress.bar(f"features of {name}", len(shards), len(shards) - len(missing)) as advance,
+    ):
         for left, shard in zip(range(len(missing), 0, -1), missing, strict=True):
             rows = range(shard * SHARD, min(len(views), (shard + 1) * SHARD))
-            features, batch = _seen(name, teacher, views.pictures(rows), plan, batch=batch, progress=progress)
+            features, batch = _seen(name, teacher, views.pictures(rows, pool), plan, batch=batch, progress=progress)
             data = save(features)
             _write(name, plan, shard, data, left)
             advance(1)
@@ -139,7 +148,7 @@ class FeatureStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._open: dict[int, Any] = {}
+        self._open: OrderedDict[int, Any] = OrderedDict()
 
     def rows(self, kind: str, rows: Sequence[int]) -> Tensor:
         """Features of some pictures, float32: `dense` [n, C, grid, grid] or `pooled` [n, D]."""
@@ -147,7 +156,10 @@ class FeatureStore:
 
     def _shard(self, number: int) -> Any:
         if number not in self._open:
+            if len(self._open) == OPEN_SHARDS:
+                self._open.popitem(last=False)
             self._open[number] = safe_open(shard_path(self._folder, number), "pt")
+        self._open.move_to_end(number)
         return self._open[number]
 
 

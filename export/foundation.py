@@ -3,7 +3,7 @@
 Both run in one process or in many (torchrun): the first process opens and closes each step, all of them work in it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from export.ranks import Ranks
 from export.recipe import AgglomerationSection, FoundationTeacher, Recipe, as_json
 from export.student import Encoder, architecture_named, encoder_of
 from export.teachers.checkpoints import Checkpoint
-from export.teachers.shelf import checkpoint_of, teacher_from_recipe
+from export.teachers.shelf import ENSEMBLE, checkpoint_of, teacher_from_recipe
 
 FEATURES, AGGLOMERATE = "foundation", "agglomerate"
 STEP_VERSIONS = {FEATURES: 1, AGGLOMERATE: 1}
@@ -71,7 +71,7 @@ def learn_from_foundations(
     if folders.checkpoints is None:
         raise InputError("The recipe names foundation teachers.", "Give the folder of their files: --checkpoints.")
     for teacher in recipe.foundation:
-        if teacher.kind != "ensemble":
+        if teacher.kind != ENSEMBLE:
             checkpoint_of(teacher, folders.checkpoints).check()
     processes = ranks or Ranks()
     pictures = image_set(folders.root / "data")
@@ -79,9 +79,17 @@ def learn_from_foundations(
     course = _Course(
         recipe, section, views, folders, folders.checkpoints, processes, progress if processes.first else Silent()
     )
-    features = course.step(FEATURES, course.asked_of(data), course.ask)
-    digest = course.step(AGGLOMERATE, course.learned_of(features), course.learn)
+    features = [
+        course.step(features_of(teacher), FEATURES, course.asked_of(teacher, data), partial(course.ask, teacher))
+        for teacher in course.teachers
+    ]
+    digest = course.step(AGGLOMERATE, AGGLOMERATE, course.learned_of(features), course.learn)
     return digest, folders.root / AGGLOMERATE / WEIGHTS
+
+
+def features_of(teacher: FoundationTeacher) -> str:
+    """The step, and its folder, in which a teacher is asked: each has its own, so that one more asks nobody again."""
+    return f"{FEATURES}.{teacher.name}"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -101,41 +109,43 @@ class _Course:
         """Those that the student listens to; the others are only members of an ensemble."""
         return [teacher for teacher in self.recipe.foundation if teacher.weight > 0]
 
-    def asked_of(self, data: str) -> str:
-        """Digest of all that decides what the teachers say."""
-        keys = ("name", "kind", "model", "members", "digests")
-        asked = [{key: each[key] for key in keys} for each in as_json(self.recipe)["foundation"]]
+    def asked_of(self, teacher: FoundationTeacher, data: str) -> str:
+        """Digest of all that decides what a teacher says; of an ensemble, its members too."""
+        asked = [
+            (each.name, each.kind, each.model, each.members, dict(each.digests))
+            for each in self.recipe.foundation
+            if each is teacher or each.name in teacher.members
+        ]
         return digest_of_values(data, asked, self.section.views, self.section.grid, self.recipe.pack.seed)
 
-    def learned_of(self, features: str) -> str:
+    def learned_of(self, features: Sequence[str]) -> str:
         """Digest of all that decides what the student learns."""
         section = {key: value for key, value in as_json(self.recipe)["agglomeration"].items() if key != "cached_batch"}
         weights = [[teacher.name, teacher.weight] for teacher in self.teachers]
         return digest_of_values(features, section, weights, self.recipe.student.architecture, self.recipe.pack.seed)
 
-    def ask(self, out: Path) -> None:
-        """Cache the features of every teacher."""
+    def ask(self, teacher: FoundationTeacher, out: Path) -> None:
+        """Cache a teacher's features."""
         if self.ranks.first:
-            for leftover in out.rglob("*.partial"):
+            for leftover in out.glob("*.partial"):
                 leftover.unlink()
         self.ranks.wait()
-        for teacher in self.teachers:
-            plan = Caching(
-                folder=out / teacher.name,
-                grid=self.section.grid,
-                batch=self.section.cached_batch,
-                part=self.ranks.number,
-                parts=self.ranks.count,
-                device=str(self.ranks.device),
-            )
-            load = partial(teacher_from_recipe, teacher, self.recipe.foundation, self.checkpoints)
-            cache_features(teacher.name, load, self.views, plan, self.progress)
+        plan = Caching(
+            folder=out,
+            grid=self.section.grid,
+            batch=self.section.cached_batch,
+            part=self.ranks.number,
+            parts=self.ranks.count,
+            device=str(self.ranks.device),
+        )
+        load = partial(teacher_from_recipe, teacher, self.recipe.foundation, self.checkpoints)
+        cache_features(teacher.name, load, self.views, plan, self.progress)
 
     def learn(self, out: Path) -> None:
         """Fit the scales, then train the encoder."""
         targets = []
         for teacher in self.teachers:
-            store = FeatureStore(self.folders.root / FEATURES / teacher.name)
+            store = FeatureStore(self.folders.root / features_of(teacher))
             path = out / f"{teacher.name}.scaling.safetensors"
             if self.ranks.first and not path.is_file():
                 draft = path.with_suffix(".partial")
@@ -147,18 +157,17 @@ class _Course:
         lesson = Lesson(self.views, self.section, self.recipe.pack.seed, out, self.ranks, self.progress)
         agglomerate(encoder, targets, lesson)
 
-    def step(self, name: str, inputs: str, work: Callable[[Path], None]) -> str:
+    def step(self, name: str, kind: str, inputs: str, work: Callable[[Path], None]) -> str:
         """`run_step` for several processes: the first one decides, opens and closes; all do the work."""
         root, told, first = self.folders.root, self.ranks.told, self.ranks.first
-        inputs = digest_of_values(name, STEP_VERSIONS[name], inputs)
+        inputs = digest_of_values(name, STEP_VERSIONS[kind], inputs)
         self.progress.say(name)
         present = told(artefact_digest(root / name, inputs) if first else None)
         if present is not None:
             return present
-        folder = told(begun_step(root, name, inputs) if first else None)
-        work(folder or root)
+        work(Path(told(str(begun_step(root, name, inputs)) if first else "")))
         self.ranks.wait()
-        return told(finished_step(root, name, inputs) if first else None) or ""
+        return told(finished_step(root, name, inputs) if first else "")
 
 
 def started(recipe: Recipe, section: AgglomerationSection, checkpoints: Path) -> Encoder | MobileNetEncoder:

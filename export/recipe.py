@@ -1,6 +1,7 @@
 """A pack's recipe as typed values: one TOML file, unknown and missing keys are errors."""
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import InputSpec, Validation
 from export.teachers.published import PUBLICATIONS
 
+NAME = r"[a-z0-9][a-z0-9-]{0,63}"
+"""A name that is also a folder's, as in manifests."""
 VALIDATED = Validation.VALIDATED.value
 _OPTIONAL = ("foundation", "agglomeration")
 _TEXTS = (tuple[str, ...], Mapping[str, str])
@@ -265,6 +268,9 @@ def check_foundation(recipe: Recipe) -> None:
             "The recipe has only one of [[foundation]] and [agglomeration].",
             "Foundation teachers need a section that says how to learn from them, and the other way round.",
         )
+    for name in names:
+        if not re.fullmatch(NAME, name):
+            raise SettingsError(f"The foundation teacher {name!r} has no plain name.", f"Names are of the form {NAME}.")
     if len(set(names)) != len(names):
         raise SettingsError("Two foundation teachers have the same name.", "Rename one of them.")
     if names and not any(teacher.weight > 0 for teacher in recipe.foundation):

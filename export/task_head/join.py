@@ -25,6 +25,7 @@ from appliance.packs.signing import sign_pack
 from export.artefacts import read_json, replace_folder, write_json
 from export.golden import ARRAYS, stored
 from export.runner import Runner
+from export.schema import check_against_schema
 
 REPORT = "report.json"
 PASSED = "pass"
@@ -94,6 +95,7 @@ def joined(base: VerifiedPack, task: TrainedTask, private_key: Path, out: Path) 
     _extend_report(task, partial)
     _extend_card(task, partial)
     manifest = write_manifests(partial, _draft(base.manifest, task))
+    check_against_schema(partial)
     sign_pack(partial, private_key)
     replace_folder(partial, out)
     return manifest
@@ -159,4 +161,6 @@ def _extend_card(task: TrainedTask, folder: Path) -> None:
         "",
         NOT_MEASURED,
     ]
-    path.write_text(text + "\n".join(lines) + "\n")
+    added = "\n".join(lines) + "\n"
+    path.write_text(text + added)
+    (folder / "tasks" / manifest.name / path.name).write_text(added.lstrip().replace("## Added task", "# Task", 1))

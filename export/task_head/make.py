@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.manifest import PackManifest, TaskKind, TaskManifest, Validation, VerifiedPack
-from export.artefacts import digest_of_values, file_sha256, run_step
+from appliance.domain.manifest import OperatingPoint, PackManifest, TaskKind, TaskManifest, Validation, VerifiedPack
+from export.artefacts import digest_of_values, file_sha256, read_json, run_step
 from export.gate import FAIL, PASS, Rule
 from export.pack import graph_outputs
 from export.progress import Progress
@@ -89,17 +89,18 @@ def _train(recipe: TaskRecipe, base: VerifiedPack, pictures: Pictures, folder: P
         intended_use=recipe.task.intended_use,
         not_for=recipe.task.not_for,
     )
-    write_task(made, task, _report(recipe, pictures, figures))
+    unreadable = len(read_json(folder / UNREADABLE))
+    write_task(made, task, _report(recipe, pictures, figures) | {"unreadable_images": unreadable})
 
 
-def _points(base: PackManifest, figures: dict[str, Measured]) -> tuple[Any, ...]:
+def _points(base: PackManifest, figures: dict[str, Measured]) -> tuple[OperatingPoint, ...]:
     """One operating point for each precision of the base; one that this machine can't run borrows the last one's."""
     last = list(figures.values())[-1].point
     borrowed = f"{last.meaning} Measured at {last.precision}."
     return tuple(
         figures[variant.precision].point
         if variant.precision in figures
-        else type(last)(variant.precision, last.threshold, last.max_distance, borrowed)
+        else OperatingPoint(variant.precision, last.threshold, last.max_distance, borrowed)
         for variant in base.variants
     )
 
@@ -130,5 +131,4 @@ def _report(recipe: TaskRecipe, pictures: Pictures, figures: dict[str, Measured]
             precision: {"figure": each.figure, "value": each.value, "low": each.low, "high": each.high}
             for precision, each in figures.items()
         },
-        "unreadable": UNREADABLE,
     }

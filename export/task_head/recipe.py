@@ -1,12 +1,13 @@
 """What a new task is: a short TOML file, read as strictly as a pack's recipe."""
 
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import Code, EligibilityRules, TaskKind, UnknownAge, Validation
-from export.recipe import refuse_difference, section_from_table
+from export.recipe import NAME, refuse_difference, section_from_table
 
 LINEAR, MLP, MIL, SEGMENTATION = "linear", "mlp", "mil", "segmentation"
 HEADS = (LINEAR, MLP, MIL, SEGMENTATION)
@@ -128,6 +129,8 @@ def task_recipe_from_toml(path: Path) -> TaskRecipe:
     refuse_difference("the task's recipe", set(document), set(_SECTIONS))
     recipe = TaskRecipe(**{name: section_from_table(name, kind, document[name]) for name, kind in _SECTIONS.items()})
     claims = (Validation.VALIDATED.value, Validation.RESEARCH_ONLY.value)
+    if not re.fullmatch(NAME, recipe.task.name):
+        raise SettingsError(f"task.name of the task's recipe is {recipe.task.name!r}.", f"It must be like {NAME}.")
     for name, value, known in (
         ("task.head", recipe.task.head, HEADS),
         ("task.claim", recipe.task.claim, claims),

@@ -1,5 +1,7 @@
 """Any vision encoder that transformers' `AutoModel` reads, from a local folder of its own layout."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -26,9 +28,12 @@ class TransformersModel(Teacher):
         for file in (CONFIG, WEIGHTS, PREPROCESSOR):
             checkpoint.path(file)
         try:
-            self.net: Any = transformers.AutoModel.from_pretrained(
-                checkpoint.folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            )
+            with tempfile.TemporaryDirectory() as folder:  # of the pinned files alone: the library reads what it finds
+                for file in checkpoint.digests:
+                    (Path(folder) / file).symlink_to(checkpoint.path(file).resolve())
+                self.net: Any = transformers.AutoModel.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+                )
             side = int(self.net.config.image_size)
             self.preparation = preparation_of(checkpoint, side)
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:

@@ -56,8 +56,9 @@ class Bench:
     def prepared(self, out: str) -> Path:
         """An output folder that has the prepared data and the cached features already."""
         steps = self.folder / out / STEPS
-        for name in ("data", "foundation"):
-            shutil.copytree(self.folder / "one" / STEPS / name, steps / name)
+        for finished in (self.folder / "one" / STEPS).iterdir():
+            if finished.name == "data" or finished.name.startswith("foundation."):
+                shutil.copytree(finished, steps / finished.name)
         return steps
 
     def weights(self, out: str) -> dict[str, Tensor]:

@@ -90,6 +90,7 @@ def test_teachers_that_do_not_fit_together_are_refused(tiny_recipe: Path, tmp_pa
         (plain + one, "only one of"),
         (plain + AGGLOMERATION, "only one of"),
         (plain + AGGLOMERATION + one + one, "the same name"),
+        (plain + AGGLOMERATION + one.replace('name = "one"', 'name = "../one"'), "no plain name"),
         (plain + AGGLOMERATION + one.replace("weight = 1.0", "weight = 0"), "weight above 0"),
         (plain + AGGLOMERATION.replace("views = 2", "views = 0") + one, "agglomeration.views"),
         (plain + AGGLOMERATION + one + "surprise = 1\n", "surprise"),

@@ -86,6 +86,7 @@ def test_a_file_that_is_no_csv_is_refused(site: Site, tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"head": '"giant"'}, "task.head"),
+        ({"name": '"../up"'}, "task.name"),
         ({"claim": '"certified"'}, "task.claim"),
         ({"unknown_age": '"guess"'}, "eligibility.unknown_age"),
         ({"modalities": "[1]"}, "must hold texts"),
