@@ -16,7 +16,7 @@ from appliance.domain.manifest import InputSpec
 from export.artefacts import read_json
 from export.guard import GUARD_STRIDES, GuardHead
 from export.operators import refuse_unknown_operators
-from export.student import ARCHITECTURES, FEATURE_STRIDES, Encoder, LungDecoder, MultiTaskNet, TriageHead
+from export.student import ARCHITECTURES, FEATURE_STRIDES, LungDecoder, MultiTaskNet, TriageHead
 
 ENCODER, HALF = "encoder.onnx", "encoder.fp16.onnx"
 FEATURE_NAMES = tuple(f"stride{stride}" for stride in FEATURE_STRIDES)
@@ -52,7 +52,7 @@ class _Probability(nn.Module):
 class _Half(nn.Module):
     """An encoder in half precision that answers in FP32, as heads read it."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(encoder).half()
 
