@@ -97,6 +97,7 @@ def test_the_firewall_names_each_peer_and_nobody_else(content: Path, tmp_path: P
         "ip saddr 192.0.2.16/28 tcp dport 11112",
         "ip6 saddr 2001:db8::/64 tcp dport 11112",
         "ip saddr 192.0.2.32/28 tcp dport 8080",
+        "ip daddr 192.0.2.0/28 tcp sport 2222",
         "ip daddr 192.0.2.20 tcp dport 104",
         "ip6 daddr 2001:db8::20 tcp dport 11112",
         "ip daddr 192.0.2.53 udp dport 123",

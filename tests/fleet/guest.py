@@ -36,7 +36,7 @@ class Guest:
     def shell(self, script: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
         """Run a script with bash as root over SSH; with `stdin`, the script is the command and `stdin` its input."""
         ssh = ["ssh", "-i", str(self.key), "-o", "LogLevel=ERROR", "-o", "StrictHostKeyChecking=no"]
-        ssh += ["-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=5"]
+        ssh += ["-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=10"]
         command = self.outside(*ssh, f"root@{GUEST}", "bash -s" if stdin is None else script)
         data = script.encode() if stdin is None else stdin
         return subprocess.run(command, input=data, capture_output=True, check=False)
