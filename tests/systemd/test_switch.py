@@ -84,6 +84,7 @@ class Machine:
         wanted = self.root / "releases" / version / "wanted"
         drop_in = wanted / "units" / "insite-worker.service.d"
         drop_in.mkdir(parents=True, exist_ok=True)
+        (wanted / "units" / "insite-web.service.d").mkdir(exist_ok=True)
         (wanted / "insite.toml").write_text(f"# {settings}\n")
         (drop_in / "20-site.conf").write_text(f"# peers of {settings}\n")
 
