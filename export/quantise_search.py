@@ -33,7 +33,7 @@ CANDIDATE = "candidate.onnx"
 HEADS = (ADULT, PAEDIATRIC, LUNGS)
 FULL_LAYERS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)
 """How many of the most sensitive layers are tried in FP32."""
-SENSITIVITY_EVERY = 3
+SENSITIVITY_EVERY = 5
 BATCHES = (1, 8)
 ROUNDS = 9
 NOISE = 1.05
