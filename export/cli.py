@@ -315,7 +315,7 @@ def task(
     except InsiteError as error:
         console.print(f"insite-export: {error}", highlight=False, markup=False)
         raise typer.Exit(INPUT_ERROR) from error
-    typer.echo(f"{out / manifest.name} {manifest.digest}")
+    typer.echo(f"{out / manifest.name}-{manifest.release} {manifest.digest}")
 
 
 @app.command()
