@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import torch
@@ -29,12 +30,13 @@ from export.progress import Progress, Shown, Silent
 from export.quantise_search import search_precision
 from export.ranks import Ranks
 from export.recipe import Recipe, as_json, recipe_from_toml
+from export.runner import Runner
 from export.task_head.make import TaskFiles, make_task
 from export.tasks import task_texts
 from export.teach import WEIGHTS as TEACHER
 from export.teach import teach
 from export.to_engine import to_engine
-from export.to_onnx import to_onnx
+from export.to_onnx import export_encoder, to_onnx
 from export.verify import ENCODERS, Inputs, verify
 
 INPUT_ERROR = 2
@@ -46,7 +48,7 @@ STEP_VERSIONS = {
     "teachers": 2,
     "second_teacher": 1,
     "distil": 2,
-    "calibrate": 1,
+    "calibrate": 2,
     "to_onnx": 2,
     "quantise": 2,
     "to_engine": 1,
@@ -165,8 +167,11 @@ class Line:
         return file_sha256(index) if index.is_file() else ""
 
     def _calibrate(self, out: Path) -> None:
-        student = self._of("distil") / STUDENT
-        calibrate(self.recipe, self._of("data"), self._of("negatives"), student, out=out, say=self.say)
+        recipe, student = self.recipe, self._of("distil") / STUDENT
+        with TemporaryDirectory() as scratch:
+            export_encoder(recipe.student.architecture, recipe.input, student, Path(scratch))
+            encoder = Runner(Path(scratch), ENCODERS["fp32"], ())
+            calibrate(recipe, self._of("data"), self._of("negatives"), student, encoder=encoder, out=out, say=self.say)
 
     def _to_onnx(self, out: Path) -> None:
         recipe = self.recipe
@@ -315,7 +320,7 @@ def task(
     except InsiteError as error:
         console.print(f"insite-export: {error}", highlight=False, markup=False)
         raise typer.Exit(INPUT_ERROR) from error
-    typer.echo(f"{out / manifest.name} {manifest.digest}")
+    typer.echo(f"{out / manifest.name}-{manifest.release} {manifest.digest}")
 
 
 @app.command()

@@ -109,6 +109,21 @@ def export_graphs(net: MultiTaskNet, tasks: dict[str, nn.Module], spec: InputSpe
         export_module(head.eval(), tuple(features[name] for name in inputs), inputs, TASK_OUTPUTS[task], path)
 
 
+def export_encoder(architecture: str, spec: InputSpec, student: Path, out: Path) -> None:
+    """Write the student's `encoder.onnx` alone, for what is fitted on its features.
+
+    Args:
+        architecture: Name of the student's architecture.
+        spec: The pack's input.
+        student: The student's weights.
+        out: Folder to write to.
+    """
+    net = MultiTaskNet(ARCHITECTURES[architecture])
+    net.load_state_dict(load_file(student))
+    image = torch.zeros((2, 1, spec.rows, spec.columns), dtype=torch.uint8)
+    export_module(net.encoder.eval(), (image,), (spec.name,), ENCODER_OUTPUTS, out / ENCODER)
+
+
 def to_onnx(architecture: str, spec: InputSpec, mask_side: int, student: Path, *, calibration: Path, out: Path) -> None:
     """The step: weights and calibration in, graphs out.
 

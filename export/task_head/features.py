@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from appliance.domain.errors import InputError
 from appliance.domain.manifest import PackManifest
@@ -67,7 +68,7 @@ def read_pictures(cases: Sequence[Case], data: Path, base: PackManifest, recipe:
                 images[used] = input_from_file(data / file, base.input)
                 if case.mask:
                     masks.append(mask_from_file(data / case.mask, side))
-            except (OSError, InputError, ValueError) as error:
+            except (OSError, InputError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 unreadable.append({"file": file, "reason": str(error)})
                 continue
             own.append(used)
@@ -132,10 +133,7 @@ def features(
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One augmentation of all pictures, fixed by seed and number; masks are not moved along, so it has none of theirs.
-
-    Pictures of a segmentation are shown as they are.
-    """
+    """One augmentation of all pictures, fixed by seed and number; not for segmentations, whose masks it can't move."""
 
     base: PackManifest
     seed: int

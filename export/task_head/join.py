@@ -83,6 +83,8 @@ def joined(base: VerifiedPack, task: TrainedTask, private_key: Path, out: Path) 
         )
     if base.manifest.task(name) is not None:
         raise InputError(f"The base has a task {name} already.", "Give the new task another name.")
+    if out.resolve() == base.folder.resolve():
+        raise InputError(f"{out} is the base itself.", "Name another output folder: the base stays as it is.")
     if out.exists() and not (out / MANIFEST).is_file():
         raise InputError(f"{out} exists and is no pack.", "Name another output folder, or move it away.")
     partial = out.with_name(f"{out.name}.partial")

@@ -61,7 +61,7 @@ def cases_from_csv(path: Path, recipe: TaskRecipe) -> tuple[Case, ...]:
         _check(path, number, row)
     cases = _grouped(path, [row for _, row in kept], recipe)
     _refuse_leakage(path, cases)
-    _refuse_one_class(path, cases, recipe)
+    refuse_one_class(path, cases, recipe)
     return cases
 
 
@@ -125,7 +125,12 @@ def _refuse_leakage(path: Path, cases: Iterable[Case]) -> None:
         )
 
 
-def _refuse_one_class(path: Path, cases: Sequence[Case], recipe: TaskRecipe) -> None:
+def refuse_one_class(path: Path, cases: Sequence[Case], recipe: TaskRecipe) -> None:
+    """Refuse cases of which a split has not every class.
+
+    Raises:
+        InputError: The first such split; `path` is where the cases come from.
+    """
     for split in SPLITS:
         classes = {case.label for case in cases if case.split == split}
         needed = {-1} if recipe.task.head == SEGMENTATION else {0, 1}

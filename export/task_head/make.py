@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from appliance.domain.errors import InputError
 from appliance.domain.manifest import OperatingPoint, PackManifest, TaskKind, TaskManifest, Validation, VerifiedPack
 from export.artefacts import digest_of_values, file_sha256, read_json, run_step
 from export.gate import FAIL, PASS, Rule
@@ -13,7 +14,7 @@ from export.runner import Runner
 from export.task_head.features import UNREADABLE, Pictures, View, features, outputs_read_by, read_pictures
 from export.task_head.graphs import HEAD, write_graphs
 from export.task_head.join import joined, trained_task, write_task
-from export.task_head.labels import cases_from_csv
+from export.task_head.labels import cases_from_csv, refuse_one_class
 from export.task_head.recipe import SEGMENTATION, TaskRecipe, task_recipe_from_toml
 from export.task_head.train import Measured, measured, trained_head
 
@@ -32,7 +33,7 @@ class TaskFiles:
 
 
 def make_task(files: TaskFiles, base: VerifiedPack, private_key: Path, out: Path, progress: Progress) -> PackManifest:
-    """Train a head on a frozen base and write `<out>/<base>`, the joined and signed pack.
+    """Train a head on a frozen base and write `<out>/<base>-<release>`, the joined and signed pack.
 
     `<out>/<task>.steps/task` keeps the task by itself, and the list of unreadable images.
 
@@ -43,25 +44,32 @@ def make_task(files: TaskFiles, base: VerifiedPack, private_key: Path, out: Path
     cases = cases_from_csv(files.labels, recipe)
     root = out / f"{recipe.task.name}.steps"
     root.mkdir(parents=True, exist_ok=True)
+    read = [files.data / name for case in cases for name in (*case.files, case.mask) if name]
     inputs = digest_of_values(
-        STEP, VERSION, base.manifest.digest, file_sha256(files.recipe), file_sha256(files.labels), str(files.data)
+        STEP,
+        VERSION,
+        base.manifest.digest,
+        *(file_sha256(path) if path.is_file() else "" for path in (files.recipe, files.labels, *read)),
     )
 
     def work(folder: Path) -> None:
         pictures = read_pictures(cases, files.data, base.manifest, recipe, folder)
+        refuse_one_class(files.labels, pictures.cases, recipe)
         _train(recipe, base, pictures, folder, progress)
         (folder / "images.npy").unlink()
 
     run_step(root, STEP, inputs, work)
     task = trained_task(root / STEP / "made")
     progress.say(str(task.report["summary"]))
-    return joined(base, task, private_key, out / base.manifest.name)
+    return joined(base, task, private_key, out / f"{base.manifest.name}-{base.manifest.release + 1}")
 
 
 def _train(recipe: TaskRecipe, base: VerifiedPack, pictures: Pictures, folder: Path, progress: Progress) -> None:
     manifest = base.manifest
     names = outputs_read_by(recipe, manifest)
     served = [variant for variant in manifest.variants if CPU_RUNTIME in variant.runtimes]
+    if not served:
+        raise InputError(f"The base {manifest.name} has no encoder for {CPU_RUNTIME}.", "Use a base that has one.")
     runners = {variant.precision: Runner(base.folder, variant.file, []) for variant in served}
     plain = {precision: features(runner, pictures, names, progress) for precision, runner in runners.items()}
     best = served[-1].precision

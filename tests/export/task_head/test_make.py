@@ -29,6 +29,12 @@ def run(site: Site, repository: Path, out: Path, recipe: Path, labels: Path | No
     return CliRunner().invoke(app, [*arguments, *base, "--out", str(out)])
 
 
+def joined_folder(out: Path) -> Path:
+    """The one joined pack in an output folder."""
+    (folder,) = out.glob("chest-xray-*")
+    return folder
+
+
 @pytest.mark.slow
 def test_labels_become_a_task_beside_the_old_ones(
     site: Site, repository: Path, tmp_path: Path, base: VerifiedPack
@@ -36,7 +42,8 @@ def test_labels_become_a_task_beside_the_old_ones(
     """The joined pack is the base's next release: same base digest, same older tasks, one more, signed by the site."""
     result = run(site, repository, tmp_path / "out", site.recipe())
     assert result.exit_code == 0, result.output
-    folder, key = tmp_path / "out" / "chest-xray", tmp_path / "out" / "keys" / PUBLIC_KEY
+    folder, key = joined_folder(tmp_path / "out"), tmp_path / "out" / "keys" / PUBLIC_KEY
+    assert result.stdout.split()[0] == str(folder)
     pack = open_pack(folder, [key], allow_unvalidated=True)
     old, new = base.manifest, pack.manifest
     assert new.base_digest == old.base_digest
@@ -65,7 +72,7 @@ def test_every_head_learns(site: Site, repository: Path, tmp_path: Path, head: s
     result = run(site, repository, tmp_path / "out", site.recipe(head=f'"{head}"', variants="1", rate="5e-3"))
     assert result.exit_code == 0, result.output
     key = tmp_path / "out" / "keys" / PUBLIC_KEY
-    folder = tmp_path / "out" / "chest-xray"
+    folder = joined_folder(tmp_path / "out")
     task = open_pack(folder, [key], allow_unvalidated=True).manifest.tasks[-1]
     assert task.outputs[0].name == ("mask" if head == "segmentation" else "score")
     assert (folder / "tasks" / "stripes" / "volume.onnx").is_file() == (head == "mil")
@@ -87,7 +94,7 @@ def test_a_gate_that_is_not_met_makes_no_pack(site: Site, repository: Path, tmp_
     result = run(site, repository, tmp_path / "out", recipe, site.labels(rows))
     assert result.exit_code == 2
     assert "lower 95 % bound of the AUC" in " ".join(result.output.split())
-    assert not (tmp_path / "out" / "chest-xray").exists()
+    assert not list((tmp_path / "out").glob("chest-xray*"))
     task = trained_task(tmp_path / "out" / "stripes.steps" / "task" / "made")
     other = tiny_verified(tmp_path / "tiny")
     key = generate_keys(tmp_path / "keys").private
@@ -97,6 +104,8 @@ def test_a_gate_that_is_not_met_makes_no_pack(site: Site, repository: Path, tmp_
     passed = dataclasses.replace(task, manifest=fitting, report=dict(task.report) | {"verdict": "pass"})
     with pytest.raises(InputError, match="has a task lungs already"):
         joined(other, passed, key, tmp_path / "joined")
+    with pytest.raises(InputError, match="is the base itself"):
+        joined(other, dataclasses.replace(passed, manifest=dataclasses.replace(fitting, name="new")), key, other.folder)
     (tmp_path / "joined").mkdir()
     named = dataclasses.replace(passed, manifest=dataclasses.replace(fitting, name="new"))
     with pytest.raises(InputError, match="is no pack"):
@@ -123,6 +132,16 @@ def test_a_base_without_a_pyramid_takes_no_decoder(site: Site, tmp_path: Path) -
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert "needs 4 that halve" in " ".join(result.output.split())
+
+
+def test_a_class_that_is_lost_with_unreadable_images_is_missed(site: Site, repository: Path, tmp_path: Path) -> None:
+    """When all images of a class in a split can't be read, the split is refused, whatever the bound allows."""
+    lost = [row["file"] for row in site.rows if row["split"] == "val" and row["label"] == "1"]
+    for file in lost:
+        (site.folder / file).write_bytes(b"no picture")
+    result = run(site, repository, tmp_path / "out", site.recipe(unreadable_percent_max="50.0"))
+    assert result.exit_code == 2
+    assert "'val' has the classes" in " ".join(result.output.split())
 
 
 def test_unreadable_images_are_listed_and_bounded(site: Site, repository: Path, tmp_path: Path) -> None:
