@@ -27,7 +27,7 @@ _DATATYPES = {
     "tensor(double)": "FP64",
 }
 DYNAMIC_BLOCKS = 4
-LARGE_BATCH = 2
+LARGE_BATCH = 4
 _FATAL_ONLY = 4
 """ONNX Runtime's severity level; its errors reach us as exceptions, and our log from there."""
 

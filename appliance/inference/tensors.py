@@ -83,11 +83,12 @@ def is_finite(array: Array) -> bool:
 
 def fits(spec: TensorSpec, array: Tensor) -> bool:
     """Whether an array has the datatype and shape of a specification; -1 takes any length."""
-    return (
-        DTYPES.get(spec.datatype) == array.dtype
-        and len(spec.shape) == len(array.shape)
-        and all(wanted in {-1, length} for wanted, length in zip(spec.shape, array.shape, strict=True))
-    )
+    if len(spec.shape) != len(array.shape) or DTYPES.get(spec.datatype) != array.dtype:
+        return False
+    for wanted, length in zip(spec.shape, array.shape, strict=True):  # noqa: SIM110 - asked a dozen times for each image
+        if wanted not in {-1, length}:
+            return False
+    return True
 
 
 def check_input(spec: TensorSpec, array: Array) -> None:

@@ -231,3 +231,14 @@ def test_a_closed_runner_answers_nobody(pack: VerifiedPack) -> None:
     with pytest.raises(InferenceUnavailableError, match="is stopping"):
         runner.infer("chest-xray.guard", bright_picture())
     runner.close()
+
+
+def test_a_pack_that_is_loading_is_asked_for_again_later(pack: VerifiedPack) -> None:
+    """A caller that comes too early is told so, not that there is no such model; one that serves goes on serving."""
+    with PackRunner((), 1) as runner, runner.loading("chest-xray"):
+        with pytest.raises(InferenceUnavailableError, match="chest-xray is loading"):
+            runner.infer("chest-xray.guard", bright_picture())
+        with pytest.raises(UnknownModelError):
+            runner.infer("other.guard", bright_picture())
+        runner.add(pack)
+        assert runner.infer("chest-xray.guard", bright_picture())
