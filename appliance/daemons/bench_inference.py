@@ -5,6 +5,7 @@ whatever else the machine does slows both. Absolute figures are in `raw`, and me
 """
 
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.table import Table
 
 from appliance.daemons.bench_peers import Running, child_json, child_running, mlserver, our_daemon, trusted
@@ -43,16 +45,17 @@ GOALS: Mapping[str, tuple[str, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long to measure: rounds, seconds of each side in a round, clients, and those of the crowd."""
+    """How long to measure: rounds, seconds of each side in a round, clients with their requests, and the crowd."""
 
     rounds: int = 5
     seconds: float = 4.0
     clients: int = 16
+    requests_each: int = 25
     crowd: int = 200
     crowd_seconds: float = 60.0
 
 
-SHORT = Effort(rounds=2, seconds=1.0, clients=8, crowd=50, crowd_seconds=3.0)
+SHORT = Effort(rounds=2, seconds=1.0, clients=8, requests_each=8, crowd=50, crowd_seconds=3.0)
 """For CI: shows that everything runs; its figures are too noisy to judge by."""
 
 
@@ -104,6 +107,7 @@ def bench_inference(settings: Settings, effort: Effort, peer: Path | None) -> di
         run = _Run(daemon, subject, effort, _best_in_process(subject, raw), ratios, raw)
         with _peer(peer, subject, folder, raw) as other:
             _throughput(run, other)
+            _processor_time(run, other)
         _overhead(run)
         _urgent(run)
         _heads(run)
@@ -179,6 +183,42 @@ def _throughput(run: _Run, other: Running | None) -> None:
     run.ratios["throughput_vs_in_process_inline"] = _median(each["inline"] / each["in_process"] for each in rounds)
     if other is not None:
         run.ratios["throughput_vs_mlserver"] = _median(each["inline"] / each["mlserver"] for each in rounds)
+
+
+def _processor_time(run: _Run, other: Running | None) -> None:
+    """Milliseconds of processor time that one request costs: hardly moved by what else the machine does.
+
+    Both sides of a server are counted, its own and the clients'; the clients' start is taken off by a short run.
+    """
+    alone = _alone(run, threads=[run.subject.threads], batches=[1], spins=[False], seconds=run.effort.seconds)
+    found: dict[str, Any] = {"in_process": alone["processor_ms"]}
+    daemon = run.daemon
+    found["shared"] = _processor_ms(daemon, _order(run, clients=run.effort.clients, shared=True), run.effort)
+    found["inline"] = _processor_ms(daemon, _order(run, clients=run.effort.clients), run.effort)
+    if other is not None:
+        foreign = _order(run, clients=run.effort.clients, target=other.target, models=("encoder",))
+        found["mlserver"] = _processor_ms(other, foreign, run.effort)
+    run.raw["processor_ms_per_request"] = found
+
+
+def _processor_ms(server: Running, order: dict[str, Any], effort: Effort) -> dict[str, float]:
+    costs = []
+    for count in (1, effort.requests_each):
+        before, clients = _processor_seconds(server), resource.getrusage(resource.RUSAGE_CHILDREN)
+        answers = int(child_json(LOAD, order | {"count": count})["answers"])
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - clients.ru_utime - clients.ru_stime
+        costs.append((_processor_seconds(server) - before, used, answers))
+    (server_short, clients_short, few), (server_long, clients_long, many) = costs
+    return {
+        "server": (server_long - server_short) / (many - few) * 1000,
+        "clients": (clients_long - clients_short) / (many - few) * 1000,
+    }
+
+
+def _processor_seconds(server: Running) -> float:
+    times = psutil.Process(server.process.pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def _overhead(run: _Run) -> None:

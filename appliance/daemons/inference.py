@@ -61,9 +61,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
             stack.enter_context(MetricsServer(where, lambda: metrics_text(runner, monitor.state())))
         file = settings.state / PROGRESS_FILE
         builds = stack.enter_context(EngineBuilds(lambda progress: write_progress(file, progress), keeper.refresh))
-        for pack in keeper.packs():
-            for order in orders_for(pack, store, host):
-                builds.order(order)
+        keeper.when_serving(lambda pack: builds.order_all(orders_for(pack, store, host)))
         log.info("serving", address=_words(address), models=[each.name for each in runner.served()])
         ready()
         stop.wait()

@@ -71,6 +71,7 @@ class PackKeeper:
         self._trial = trial
         self._log = log
         self._changed: Callable[[], None] = lambda: None
+        self._serves: Callable[[VerifiedPack], None] = lambda _: None
         self._busy = threading.Lock()
         self._statuses: dict[tuple[str, int | None], PackStatus] = {}
         self._loading = ""
@@ -81,6 +82,14 @@ class PackKeeper:
     def when_changed(self, changed: Callable[[], None]) -> None:
         """Say whom to tell that packs came or went."""
         self._changed = changed
+
+    def when_serving(self, serves: Callable[[VerifiedPack], None]) -> None:
+        """Say whom to tell of each pack that serves: those that do already, and those that will."""
+        self._serves = serves
+        serving = self._serving()
+        for pack in self._found:
+            if isinstance(pack, VerifiedPack) and (pack.manifest.name, pack.manifest.digest) in serving:
+                serves(pack)
 
     def start(self, stop: threading.Event) -> None:
         """Serve every pack that may; write the list."""
@@ -112,7 +121,8 @@ class PackKeeper:
         with self._busy:
             self._loading = pack_name
             try:
-                self._load(pack_name)
+                with self._runner.loading(pack_name):
+                    self._load(pack_name)
             finally:
                 self._loading = ""
                 self._write()
@@ -140,21 +150,13 @@ class PackKeeper:
             self._write()
         self._changed()
 
-    def packs(self) -> Sequence[VerifiedPack]:
-        """The releases that serve."""
-        serving = self._serving()
-        return [
-            pack
-            for pack in self._found
-            if isinstance(pack, VerifiedPack) and (pack.manifest.name, pack.manifest.digest) in serving
-        ]
-
     def statuses(self) -> Sequence[PackStatus]:
         """The packs as they were found, served and refused."""
         return tuple(self._statuses.values())
 
     def _load(self, name: str) -> None:
         found = self._installed()
+        self._forget_removed(name, found)
         selected = self._selection().get(name, Selected())
         packs = in_order(_of_name(found, name), selected)
         wanted = next((pack for pack in packs if selected.active in {None, pack.manifest.release}), None)
@@ -182,14 +184,15 @@ class PackKeeper:
             return
         self._runner.drop_shadow(name)
         self._stand_by(name, "shadow", "It no longer runs in shadow.")
-        for pack in found:
-            if isinstance(pack, VerifiedPack) and (pack.manifest.name, pack.manifest.release) == (
-                name,
-                selected.shadow,
-            ):
-                with self._trial() as trial:
-                    serving = serve_best(pack, trial, self._measured)
-                    self._runner.adopt_shadow(trial, name)
+        for pack in _of_name(found, name):
+            if pack.manifest.release == selected.shadow:
+                try:
+                    with self._trial() as trial:
+                        serving = serve_best(pack, trial, self._measured)
+                        self._runner.adopt_shadow(trial, name)
+                except PackError as error:
+                    self._note(_listed(pack.manifest, "", "refused", str(error)))
+                    raise
                 precision = serving.report.provenance.precision
                 self._note(_listed(pack.manifest, precision, "shadow", "It answers unseen, for comparison."))
 
@@ -218,6 +221,7 @@ class PackKeeper:
             self._note(_listed(pack.manifest, "", "refused", str(error)))
             raise
         self._note_active(pack.manifest, serving)
+        self._serves(pack)
         for other in others:
             self._note(_listed(other.manifest, "", "installed", f"Release {pack.manifest.release} serves."))
 
@@ -245,6 +249,12 @@ class PackKeeper:
         for problem in found:
             if isinstance(problem, PackProblem):
                 self._note(PackStatus(problem.name, "", None, "", "", "", "", "refused", str(problem.error)))
+
+    def _forget_removed(self, name: str, found: Sequence[VerifiedPack | PackProblem]) -> None:
+        there = {pack.manifest.release for pack in _of_name(found, name)}
+        for key, status in list(self._statuses.items()):
+            if status.name == name and status.state in {"installed", "refused"} and status.release not in there:
+                del self._statuses[key]
 
     def _note(self, status: PackStatus) -> None:
         if status.state == "refused":

@@ -37,13 +37,14 @@ def measured(order: dict[str, Any]) -> list[dict[str, Any]]:
         heads = [session_of(Path(head), threads, spin=spin) for head in order.get("heads", [])]
         for batch in order["batches"]:
             images = np.random.default_rng(0).integers(0, 256, (batch, 1, order["rows"], order["columns"]), np.uint8)
-            times = _times(encoder, heads, images, order)
+            times, processor = _times(encoder, heads, images, order)
             found.append(
                 {
                     "threads": threads,
                     "spin": spin,
                     "batch": batch,
                     "images_per_second": batch * len(times) / sum(times),
+                    "processor_ms": processor / (batch * len(times)) * 1000,
                     "milliseconds": [seconds * 1000 for seconds in times],
                 }
             )
@@ -55,16 +56,17 @@ def _times(
     heads: list[onnxruntime.InferenceSession],
     images: Array,
     order: dict[str, Any],
-) -> list[float]:
+) -> tuple[list[float], float]:
+    """Seconds of each run, and of the processor in all."""
     for _ in range(FIRST_RUNS):
         _run(encoder, heads, images, order)
     times: list[float] = []
-    begin = time.perf_counter()
+    begin, processor = time.perf_counter(), time.process_time()
     while not times or time.perf_counter() - begin < order["seconds"]:
         start = time.perf_counter()
         _run(encoder, heads, images, order)
         times.append(time.perf_counter() - start)
-    return times
+    return times, time.process_time() - processor
 
 
 def _run(

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -101,6 +101,11 @@ class EngineBuilds:
             self._orders.append(order)
             self._changed.notify_all()
         self._say(BuildProgress(order.pack, order.engine.name, "waiting"))
+
+    def order_all(self, orders: Iterable[BuildOrder]) -> None:
+        """Have several engines built, in their order."""
+        for each in orders:
+            self.order(each)
 
     def progress(self) -> Sequence[BuildProgress]:
         """How far each build is."""

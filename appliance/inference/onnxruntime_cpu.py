@@ -5,9 +5,9 @@ from typing import Any
 
 import onnxruntime
 
-from appliance.domain.errors import InferenceError, InferenceUnavailableError, InvalidTensorError, PackContentError
+from appliance.domain.errors import InferenceError, InferenceUnavailableError, PackContentError
 from appliance.domain.manifest import TensorSpec
-from appliance.inference.tensors import Array, Tensor, described, fits
+from appliance.inference.tensors import Array, Tensor, check_inputs
 
 NAME = "onnxruntime-cpu"
 
@@ -27,7 +27,7 @@ _DATATYPES = {
     "tensor(double)": "FP64",
 }
 DYNAMIC_BLOCKS = 4
-LARGE_BATCH = 2
+LARGE_BATCH = 4
 _FATAL_ONLY = 4
 """ONNX Runtime's severity level; its errors reach us as exceptions, and our log from there."""
 
@@ -131,7 +131,7 @@ class OnnxRuntimeCpuEngine:
         session = self._session
         if session is None:
             raise InferenceUnavailableError(f"{self._title} is closed.", "Ask again when the pack is loaded.")
-        self._check(inputs)
+        check_inputs(self._inputs, inputs, self._title)
         names = [spec.name for spec in self._outputs]
         try:
             arrays = session.run(names, dict(inputs), self._large if _is_large(inputs) else self._small)
@@ -142,20 +142,6 @@ class OnnxRuntimeCpuEngine:
     def close(self) -> None:
         """Let the session go."""
         self._session = None
-
-    def _check(self, inputs: Mapping[str, Tensor]) -> None:
-        if set(inputs) != {spec.name for spec in self._inputs}:
-            raise InvalidTensorError(
-                f"{self._title} was given {', '.join(sorted(inputs)) or 'no input'}.",
-                f"It takes {', '.join(described(spec) for spec in self._inputs)}.",
-            )
-        for spec in self._inputs:
-            array = inputs[spec.name]
-            if not fits(spec, array):
-                raise InvalidTensorError(
-                    f"The input {spec.name} of {self._title} is {array.dtype} {list(array.shape)}.",
-                    f"Expected is {described(spec)}.",
-                )
 
 
 def _is_large(inputs: Mapping[str, Tensor]) -> bool:

@@ -9,8 +9,7 @@ import onnxruntime
 from appliance.domain.errors import InferenceError, InferenceUnavailableError, PackContentError
 from appliance.domain.manifest import TensorSpec
 from appliance.inference.onnxruntime_cpu import FAILURES, specs_of
-from appliance.inference.tensorrt_engine import check_inputs
-from appliance.inference.tensors import DTYPES, Array, Tensor
+from appliance.inference.tensors import DTYPES, Array, Tensor, check_inputs
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"

@@ -1,8 +1,9 @@
 """Runs the models of several packs in this process: what the daemon serves, and what `insite analyse` calls itself."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -12,7 +13,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.domain.errors import InferenceError, InvalidTensorError, PackContentError, UnknownModelError
+from appliance.domain.errors import (
+    InferenceError,
+    InferenceUnavailableError,
+    InvalidTensorError,
+    PackContentError,
+    UnknownModelError,
+)
 from appliance.domain.findings import ModelProvenance
 from appliance.domain.manifest import TensorSpec, VerifiedPack
 from appliance.domain.ports import Answer, ServedModel
@@ -91,6 +98,7 @@ class PackRunner:
         self._clock = clock
         self._packs: dict[str, LoadedPack] = {}
         self._shadows: dict[str, LoadedPack] = {}
+        self._coming: frozenset[str] = frozenset()
         self.differences = ShadowComparison()
         self._swapping = Lock()
         self.statistics = Statistics()
@@ -134,6 +142,15 @@ class PackRunner:
         with self._swapping:
             self._packs = {**self._packs, name: loaded}
         return loaded.provenance
+
+    @contextmanager
+    def loading(self, name: str) -> Iterator[None]:
+        """While a pack that does not serve yet is loaded elsewhere, who asks for it is told to come again."""
+        self._coming = self._coming | {name}
+        try:
+            yield
+        finally:
+            self._coming = self._coming - {name}
 
     def measure(self, name: str) -> Batching:
         """Measure a pack's latency table and batch by it from now on; the pack must not serve yet."""
@@ -337,6 +354,8 @@ class PackRunner:
     def _find(self, model: str, version: str) -> tuple[LoadedPack, str]:
         name, _, task = model.partition(".")
         pack = self._packs.get(name)
+        if pack is None and name in self._coming:
+            raise InferenceUnavailableError(f"The pack {name} is loading.", "Ask again in a few seconds.")
         if pack is None or task not in pack.models:
             known = ", ".join(served.name for served in self.served()) or "no model"
             raise UnknownModelError(f"The model {model} is not served.", f"Served: {known}.")

@@ -81,11 +81,11 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         return oip.ServerReadyResponse(ready=bool(self._runner.served()))
 
     async def ModelReady(self, request: oip.ModelReadyRequest, context: Context) -> oip.ModelReadyResponse:  # noqa: N802 - the protocol's name
-        """A model that is not known is not ready."""
+        """A model that is not known, or is loading, is not ready."""
         del context
         try:
             self._runner.describe(request.name, request.version)
-        except UnknownModelError:
+        except (UnknownModelError, InferenceUnavailableError):
             return oip.ModelReadyResponse(ready=False)
         return oip.ModelReadyResponse(ready=True)
 
@@ -107,20 +107,24 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         self, requests: AsyncIterator[oip.ModelInferRequest], context: Context
     ) -> None:
         """Run models one after the other; a request that fails is told so, and the stream goes on."""
-        answers: asyncio.Queue[asyncio.Task[oip.ModelStreamInferResponse] | None] = asyncio.Queue(STREAM_DEPTH)
+        answers: asyncio.Queue[asyncio.Task[oip.ModelStreamInferResponse] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(STREAM_DEPTH)
 
         async def read() -> None:
-            async for request in requests:
-                await answers.put(asyncio.ensure_future(self._infer_in_stream(request)))
-            await answers.put(None)
+            try:
+                async for request in requests:
+                    await room.acquire()
+                    answers.put_nowait(asyncio.ensure_future(self._infer_in_stream(request)))
+            finally:
+                answers.put_nowait(None)
 
-        await context.send_initial_metadata(
-            ()
-        )  # apart from the first answer, so that the call can end before that is read
+        # Apart from the first answer, so that the call can be ended before that one is read.
+        await context.send_initial_metadata(())
         reader = asyncio.ensure_future(read())
         try:
             while (answer := await answers.get()) is not None:
                 await self._write(await answer, context)
+                room.release()
             await reader
         finally:
             reader.cancel()

@@ -23,7 +23,7 @@ from appliance.domain.manifest import TensorSpec
 from appliance.inference.cuda import Cuda, DeviceArray
 from appliance.inference.engine_file import checked_engine
 from appliance.inference.engine_store import EngineStore
-from appliance.inference.tensors import DTYPES, Array, Tensor, described, fits
+from appliance.inference.tensors import DTYPES, Array, Tensor, check_inputs
 
 TENSORRT = "tensorrt"
 TENSORRT_RTX = "tensorrt-rtx"
@@ -262,23 +262,3 @@ def host_of(gpu: GpuState | None, names: Sequence[str] = (TENSORRT, TENSORRT_RTX
                 versions.append((name, version(distribution)))
                 break
     return EngineHost(tuple(versions), gpu.compute_capability if gpu else None)
-
-
-def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Tensor], title: str) -> None:
-    """Refuse names, datatypes and shapes that a graph does not take.
-
-    Raises:
-        InvalidTensorError: With what is expected.
-    """
-    expected = ", ".join(described(spec) for spec in specs)
-    if set(inputs) != {spec.name for spec in specs}:
-        raise InvalidTensorError(
-            f"{title} was given {', '.join(sorted(inputs)) or 'no input'}.", f"It takes {expected}."
-        )
-    for spec in specs:
-        tensor = inputs[spec.name]
-        if not fits(spec, tensor):
-            raise InvalidTensorError(
-                f"The input {spec.name} of {title} is {tensor.dtype} {list(tensor.shape)}.",
-                f"Expected is {described(spec)}.",
-            )

@@ -1,6 +1,6 @@
 """Open Inference Protocol datatypes as numpy dtypes, and the check of an array against a tensor's specification."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -83,11 +83,12 @@ def is_finite(array: Array) -> bool:
 
 def fits(spec: TensorSpec, array: Tensor) -> bool:
     """Whether an array has the datatype and shape of a specification; -1 takes any length."""
-    return (
-        DTYPES.get(spec.datatype) == array.dtype
-        and len(spec.shape) == len(array.shape)
-        and all(wanted in {-1, length} for wanted, length in zip(spec.shape, array.shape, strict=True))
-    )
+    if len(spec.shape) != len(array.shape) or DTYPES.get(spec.datatype) != array.dtype:
+        return False
+    for wanted, length in zip(spec.shape, array.shape, strict=True):  # noqa: SIM110 - asked a dozen times for each image
+        if wanted not in {-1, length}:
+            return False
+    return True
 
 
 def check_input(spec: TensorSpec, array: Array) -> None:
@@ -106,3 +107,23 @@ def check_input(spec: TensorSpec, array: Array) -> None:
         raise InvalidTensorError(
             f"The input {spec.name} holds {array.shape[0]} images.", f"One request takes 1 to {MAX_BATCH}."
         )
+
+
+def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Tensor], title: str) -> None:
+    """Refuse names, datatypes and shapes that a graph does not take.
+
+    Raises:
+        InvalidTensorError: With what is expected.
+    """
+    expected = ", ".join(described(spec) for spec in specs)
+    if set(inputs) != {spec.name for spec in specs}:
+        raise InvalidTensorError(
+            f"{title} was given {', '.join(sorted(inputs)) or 'no input'}.", f"It takes {expected}."
+        )
+    for spec in specs:
+        tensor = inputs[spec.name]
+        if not fits(spec, tensor):
+            raise InvalidTensorError(
+                f"The input {spec.name} of {title} is {tensor.dtype} {list(tensor.shape)}.",
+                f"Expected is {described(spec)}.",
+            )

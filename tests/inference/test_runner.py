@@ -18,6 +18,7 @@ from appliance.domain.errors import (
     UnknownModelError,
 )
 from appliance.domain.manifest import EncoderVariant, TensorSpec, VerifiedPack
+from appliance.inference.metrics import metrics_text
 from appliance.inference.runner import PackRunner
 from tests.contracts.inference_contract import InferenceContract
 from tests.fakes.tiny_pack import bright_picture, tiny_verified
@@ -231,3 +232,42 @@ def test_a_closed_runner_answers_nobody(pack: VerifiedPack) -> None:
     with pytest.raises(InferenceUnavailableError, match="is stopping"):
         runner.infer("chest-xray.guard", bright_picture())
     runner.close()
+
+
+def test_a_pack_that_is_loading_is_asked_for_again_later(pack: VerifiedPack) -> None:
+    """A caller that comes too early is told so, not that there is no such model; one that serves goes on serving."""
+    with PackRunner((), 1) as runner, runner.loading("chest-xray"):
+        with pytest.raises(InferenceUnavailableError, match="chest-xray is loading"):
+            runner.infer("chest-xray.guard", bright_picture())
+        with pytest.raises(UnknownModelError):
+            runner.infer("other.guard", bright_picture())
+        runner.add(pack)
+        assert runner.infer("chest-xray.guard", bright_picture())
+
+
+def test_a_shadow_is_compared_and_never_shown(pack: VerifiedPack, tmp_path: Path) -> None:
+    """What a pack in shadow answers is counted with its distance; callers see the serving pack's answers only."""
+    other = tiny_verified(tmp_path, release=2)
+
+    def shift(title: str, outputs: Outputs) -> Outputs:
+        return {name: array * 0.5 if name == "score" else array for name, array in outputs.items()}
+
+    with PackRunner([pack], 1) as runner, PackRunner((), runtimes=[WatchedRuntime(shift)]) as trial:
+        trial.add(other)
+        runner.adopt_shadow(trial, "chest-xray")
+        assert [each.release for each in runner.shadows()] == [2]
+        answer = runner.infer("chest-xray.guard", bright_picture())
+        assert answer.provenance.release == 1
+        for _ in range(500):
+            found = runner.differences.snapshot().get("chest-xray.guard")
+            if found is not None and found.pairs:
+                break
+            threading.Event().wait(0.01)
+        assert found is not None
+        assert (found.pairs, found.failures) == (1, 0)
+        score = float(answer.outputs["score"][0, 0])
+        assert found.largest == pytest.approx(score / 2, rel=1e-3)
+        runner.drop_shadow("chest-xray")
+        runner.drop_shadow("chest-xray")
+        assert runner.shadows() == ()
+        assert "insite_shadow_pairs" in metrics_text(runner, None)
