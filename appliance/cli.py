@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from appliance.daemons.notify import notify
-from appliance.domain.errors import InsiteError
+from appliance.domain.errors import InsiteError, SettingsError
 from appliance.settings import Settings, flat, load
 from appliance.telemetry import configure_logs
 
@@ -254,7 +254,8 @@ def packs_verify(folder: PackFolder, state: StateOption = None, config: ConfigOp
     from appliance.daemons.packs import verify as check  # noqa: PLC0415 - each command imports only what it runs
 
     manifest = check(_settings(state, config), folder).manifest
-    sys.stdout.write(f"{manifest.name} release {manifest.release}, {manifest.digest}: signed, whole, validated.\n")
+    word = manifest.validation.value
+    sys.stdout.write(f"{manifest.name} release {manifest.release}, {manifest.digest}: signed, whole, {word}.\n")
 
 
 @packs_commands.command(name="install")
@@ -412,7 +413,12 @@ def _run_daemon(run: Daemon, state: Path | None, config: Path | None, more: Mapp
 
     settings = _settings(state, config, more)
     os.umask(os.umask(0o077) | 0o007)  # what the state folder holds is for the services and their group alone
-    (settings.state / "run").mkdir(parents=True, exist_ok=True)
+    try:
+        (settings.state / "run").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"The state folder {settings.state} can't be made: {error.strerror}.", "Name another one with --state."
+        ) from error
     pulse = pulse_of(run.__module__.rpartition(".")[2], settings)
 
     def ready() -> None:

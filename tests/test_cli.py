@@ -96,6 +96,18 @@ def test_packs_are_changed_from_the_command_line(tmp_path: Path) -> None:
     assert run("verify", str(first.folder)).startswith("insite: ")
 
 
+def test_a_daemon_without_a_place_for_its_state_says_so(tmp_path: Path) -> None:
+    """A state folder that can't be made is one sentence, not a traceback."""
+    (tmp_path / "file").write_text("in the way")
+    done = insite("inference", "--state", str(tmp_path / "file" / "state"), "--listen", f"unix://{tmp_path}/s.sock")
+    assert done.returncode == 1
+    assert "can't be made" in done.stderr
+    assert "Traceback" not in done.stderr
+    wrong = insite("inference", "--state", str(tmp_path), "--listen", "0.0.0.0:9000")
+    assert wrong.returncode == 1
+    assert "would be open to whoever reaches it" in wrong.stderr
+
+
 def test_the_soak_says_how_much_the_daemon_grew(tmp_path: Path) -> None:
     """A few cycles and requests run through the same path as many; no request fails."""
     pack = tiny_pack(tmp_path / "packs")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.domain.errors import InsiteError
+from appliance.inference.bench_load import regions_of
 from appliance.inference.client import OipClient
 from appliance.settings import Settings
 
@@ -146,6 +147,8 @@ def child_running(module: str, order: Mapping[str, Any]) -> Iterator[Callable[[]
     finally:
         process.kill()
         process.wait()
+        for left in regions_of(process.pid):
+            left.unlink(missing_ok=True)
 
 
 @contextmanager

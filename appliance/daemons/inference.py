@@ -17,6 +17,7 @@ from appliance.inference.address import Address, TlsFiles, UnixAddress, address_
 from appliance.inference.engine import Runtime
 from appliance.inference.engine_builds import EngineBuilds
 from appliance.inference.engine_store import EngineStore
+from appliance.inference.memory import give_back, use_few_arenas
 from appliance.inference.metrics import metrics_text
 from appliance.inference.metrics_server import OFF, MetricsServer
 from appliance.inference.nvml import GpuMonitor
@@ -38,6 +39,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
     Raises:
         SettingsError: The socket can't be taken.
     """
+    use_few_arenas()
     log = logger_for("inference")
     address = address_of(settings)
     limits = QueueLimits(images=settings.inference.queue_images, ageing_seconds=settings.inference.ageing_seconds)
@@ -55,7 +57,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
             log.error("no pack serves", folder=str(settings.packs_folder), refused=len(keeper.statuses()))
         server = InferenceServer(runner, address, version=version("insite"), log=log, repository=keeper)
         stack.enter_context(server)
-        keeper.when_changed(server.say_ready)
+        keeper.when_changed(partial(_changed, server))
         where = settings.inference.metrics or f"unix://{settings.state / METRICS_SOCKET}"
         if where != OFF:
             stack.enter_context(MetricsServer(where, lambda: metrics_text(runner, monitor.state())))
@@ -65,6 +67,11 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         log.info("serving", address=_words(address), models=[each.name for each in runner.served()])
         ready()
         stop.wait()
+
+
+def _changed(server: InferenceServer) -> None:
+    server.say_ready()
+    give_back()
 
 
 def _runtimes(settings: Settings, host: EngineHost, store: EngineStore, monitor: GpuMonitor) -> tuple[Runtime, ...]:

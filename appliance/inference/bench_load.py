@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,11 @@ class _Client:
         if load.priority:
             request.parameters["priority"].uint64_param = load.priority
         return request
+
+
+def regions_of(process: int) -> Sequence[Path]:
+    """The shared memory of a load's process; what is left of it when it was killed."""
+    return tuple(FOLDER.glob(f"insite-bench-{process}-*"))
 
 
 async def run_load(load: Load) -> Found:

@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from appliance.inference.bench_load import regions_of
 from appliance.inference.client import OipClient
 from appliance.inference.engine_build import SUFFIX, BuildPlan
 from appliance.inference.engine_builds import BuildOrder, EngineBuilds
-from appliance.inference.shared_memory import FOLDER
 from tests.fakes.tiny_pack import TinyPack, bright_picture, encoder_graph, tiny_pack
 
 KILLS = 50
@@ -86,15 +86,10 @@ def load_on(target: str, *, shared: bool) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def regions_of(client: "subprocess.Popen[str]") -> list[Path]:
-    """What a client left in shared memory."""
-    return list(FOLDER.glob(f"insite-bench-{client.pid}-*"))
-
-
 def clear_up(client: "subprocess.Popen[str]") -> None:
     """Unlink what a killed client left, as the service manager does for its units (RemoveIPC=)."""
     client.wait()
-    for left in regions_of(client):
+    for left in regions_of(client.pid):
         left.unlink(missing_ok=True)
 
 
