@@ -68,6 +68,9 @@ WAYS_FORWARD: dict[type[InferenceError], str] = {
 _TOO_LARGE = "larger than max"
 """How gRPC says that a message is over the server's limit: RESOURCE_EXHAUSTED, as for an overload."""
 
+LONGEST_SENTENCE = 1000
+"""Characters: a hostile request's names come back in sentences, and a header of gRPC holds 8 KiB."""
+
 RETRY_AFTER, PUSHBACK = "retry-after-ms", "grpc-retry-pushback-ms"
 """Trailing metadata of RESOURCE_EXHAUSTED: our hint, and the one that gRPC's own retries obey (gRFC A6)."""
 
@@ -85,8 +88,9 @@ def error_from_status(code: grpc.StatusCode, details: str, what: str) -> Inferen
 
 
 def told(error: InsiteError) -> str:
-    """What a client may know of an error: our own sentences."""
-    return str(error)
+    """What a client may know of an error: our own sentences, no longer than gRPC's headers carry."""
+    sentence = str(error)
+    return sentence if len(sentence) <= LONGEST_SENTENCE else f"{sentence[:LONGEST_SENTENCE]} …"
 
 
 class Guarded:

@@ -4,6 +4,7 @@ import asyncio
 import datetime as dt
 import gc
 import ipaddress
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -185,16 +186,32 @@ def shaped(*shape: int, datatype: str = "UINT8", name: str = "image", content: b
     return message
 
 
+def in_memory(*shape: int, name: str = "image", model: str = "chest-xray.guard") -> Any:
+    """A request whose input lies in a region that nobody registered: looking for it gives an error of its own."""
+    message = oip.ModelInferRequest(model_name=model)
+    tensor = message.inputs.add(name=name, datatype="UINT8", shape=shape)
+    tensor.parameters["shared_memory_region"].string_param = "nowhere"
+    tensor.parameters["shared_memory_byte_size"].int64_param = math.prod(shape)
+    return message
+
+
 BAD: list[tuple[str, Any, grpc.StatusCode, str]] = [
     ("shape", shaped(1, 1, 8, 8), Code.INVALID_ARGUMENT, r"image is uint8 \[1, 1, 8, 8\]. Expected is image UINT8"),
     ("datatype", shaped(1, 1, 512, 512, datatype="INT8"), Code.INVALID_ARGUMENT, "image is int8"),
     ("name", shaped(1, 1, 512, 512, name="picture"), Code.INVALID_ARGUMENT, "brings picture. Expected is image"),
     ("count", oip.ModelInferRequest(model_name="chest-xray.guard"), Code.INVALID_ARGUMENT, "brings no input"),
     ("bytes", shaped(1, 1, 512, 512, content=b"x"), Code.INVALID_ARGUMENT, r"has 1 bytes.*takes 262144"),
-    ("NaN", real(np.nan), Code.INVALID_ARGUMENT, "holds NaN or infinity"),
+    ("NaN", real(np.nan), Code.INVALID_ARGUMENT, r"image is float32 \[1, 1, 512, 512\]. Expected is image UINT8"),
     ("zero size", shaped(0, 1, 512, 512), Code.INVALID_ARGUMENT, "holds 0 images. One request takes 1 to 8"),
     ("large batch", shaped(9, 1, 512, 512), Code.INVALID_ARGUMENT, "holds 9 images"),
     ("negative", shaped(-1, 1, 512, 512), Code.INVALID_ARGUMENT, "Lengths of a request are not negative"),
+    ("dimensions", shaped(*[1] * 65, content=b"x"), Code.INVALID_ARGUMENT, "image is uint8 of 65 dimensions"),
+    ("overflow", shaped(0, 2**62, 2**62, content=b""), Code.INVALID_ARGUMENT, "Expected is image UINT8"),
+    ("no datatype", shaped(1, 1, 512, 512, datatype="BYTES"), Code.INVALID_ARGUMENT, "has the datatype BYTES"),
+    ("nobody's memory", in_memory(1, 1, 512, 512, model="nobody"), Code.NOT_FOUND, "model nobody is not served"),
+    ("vast memory", in_memory(1 << 40), Code.INVALID_ARGUMENT, r"image is uint8 \[1099511627776\]. Expected"),
+    ("others' memory", in_memory(1, 1, 512, 512, name="x"), Code.INVALID_ARGUMENT, "brings x. Expected is image"),
+    ("long name", request("x" * 100_000), Code.NOT_FOUND, "The model x{900}"),
     ("unknown model", request("nobody"), Code.NOT_FOUND, "model nobody is not served. Served: chest-xray"),
     ("empty model", request(""), Code.NOT_FOUND, "is not served"),
 ]
@@ -210,6 +227,20 @@ def test_a_bad_request_gets_its_code_and_its_sentence(
             stub.ModelInfer(bad, timeout=10)
         assert refused.value.code() is code
         assert stub.ModelInfer(request(), timeout=10).outputs
+
+
+def test_a_stream_survives_what_no_array_can_hold(pack: VerifiedPack, tmp_path: Path) -> None:
+    """Each bad request of a stream is told so in its place, and those behind it are answered."""
+    bad = [
+        shaped(*[1] * 65, content=b"x"),
+        shaped(0, 2**62, 2**62, content=b""),
+        in_memory(1 << 40),
+        request("nobody"),
+    ]
+    with served(pack, tmp_path) as stub:
+        answers = list(stub.ModelStreamInfer(iter([*bad, request()]), timeout=20))
+    assert [bool(each.error_message) for each in answers] == [True, True, True, True, False]
+    assert answers[-1].infer_response.outputs
 
 
 def test_a_huge_message_is_refused_and_its_memory_comes_back(pack: VerifiedPack, tmp_path: Path) -> None:
