@@ -21,7 +21,7 @@ from rich.table import Table
 from appliance.daemons.bench_peers import Running, child_json, child_running, mlserver, our_daemon, trusted
 from appliance.domain.errors import PackError
 from appliance.domain.manifest import PackManifest, VerifiedPack
-from appliance.inference.cpus import usable_cpus
+from appliance.inference.cpus import run_threads, usable_cpus
 from appliance.inference.scheduler import Priority
 from appliance.packs.open import installed_packs
 from appliance.settings import Settings
@@ -146,7 +146,7 @@ def _subject(pack: VerifiedPack, daemon: Running, settings: Settings) -> _Subjec
     precision = _precision(daemon, pack.manifest)
     variant = next(each for each in pack.manifest.variants if each.precision == precision)
     heads = tuple(pack.folder / task.head for task in pack.manifest.tasks)
-    return _Subject(pack.manifest, pack.folder / variant.file, heads, settings.inference.threads or usable_cpus())
+    return _Subject(pack.manifest, pack.folder / variant.file, heads, settings.inference.threads or run_threads())
 
 
 def _precision(daemon: Running, manifest: PackManifest) -> str:
