@@ -8,7 +8,6 @@ import os
 import resource
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,18 +17,22 @@ from typing import Any
 import psutil
 from rich.table import Table
 
-from appliance.daemons.bench_peers import Running, child_json, child_running, mlserver, our_daemon, trusted
+from appliance.daemons.bench_background import LOAD, busy
+from appliance.daemons.bench_peers import Running, child_json, mlserver, our_daemon, trusted
 from appliance.domain.errors import PackError
 from appliance.domain.manifest import PackManifest, VerifiedPack
-from appliance.inference.cpus import usable_cpus
+from appliance.inference.cpus import run_threads, usable_cpus
 from appliance.inference.scheduler import Priority
 from appliance.packs.open import installed_packs
 from appliance.settings import Settings
 
-LOAD = "appliance.inference.bench_load"
 IN_PROCESS = "appliance.inference.bench_in_process"
 BATCHES = (1, 2, 4, 8)
 MLSERVER_PORT = 21080
+OUTLASTS = 60.0
+"""Seconds that background work may go on after what is measured beside it; it is ended then."""
+CLIENTS_A_PLACE = 3
+"""Clients of the crowd for each image that may wait."""
 
 GOALS: Mapping[str, tuple[str, float]] = {
     "throughput_vs_in_process": (">=", 0.85),
@@ -111,7 +114,7 @@ def bench_inference(settings: Settings, effort: Effort, peer: Path | None) -> di
         _overhead(run)
         _urgent(run)
         _heads(run)
-        _crowd(run)
+        _crowd(run, folder / "crowd", settings)
     raw["machine"]["load_after"] = os.getloadavg()[0]
     return {"ratios": ratios, "raw": raw}
 
@@ -146,7 +149,7 @@ def _subject(pack: VerifiedPack, daemon: Running, settings: Settings) -> _Subjec
     precision = _precision(daemon, pack.manifest)
     variant = next(each for each in pack.manifest.variants if each.precision == precision)
     heads = tuple(pack.folder / task.head for task in pack.manifest.tasks)
-    return _Subject(pack.manifest, pack.folder / variant.file, heads, settings.inference.threads or usable_cpus())
+    return _Subject(pack.manifest, pack.folder / variant.file, heads, settings.inference.threads or run_threads())
 
 
 def _precision(daemon: Running, manifest: PackManifest) -> str:
@@ -242,13 +245,14 @@ def _urgent(run: _Run) -> None:
     """One STAT client, alone and beside clients that keep the box busy with background work."""
     seconds = run.effort.seconds * 2
     urgent = {"clients": 1, "seconds": seconds, "shared": True, "priority": int(Priority.STAT), "pause": 0.01}
-    background = {"seconds": seconds + 3, "shared": True, "priority": int(Priority.BACKGROUND)}
+    background = {"seconds": seconds + OUTLASTS, "shared": True, "priority": int(Priority.BACKGROUND)}
     rounds = []
     for _ in range(run.effort.rounds):
         idle = _load(run, **urgent)
-        with child_running(LOAD, _order(run, **background, clients=run.effort.clients)):
-            time.sleep(1.5)
+        with busy(run.daemon, _order(run, **background, clients=run.effort.clients)) as answered:
+            before = answered()
             loaded = _load(run, **urgent)
+            beside = answered() - before - int(loaded["answers"])
         rounds.append(
             {
                 "idle_p99_ms": _percentile(idle["milliseconds"], 99),
@@ -256,6 +260,7 @@ def _urgent(run: _Run) -> None:
                 "idle_p50_ms": _percentile(idle["milliseconds"], 50),
                 "loaded_p50_ms": _percentile(loaded["milliseconds"], 50),
                 "loaded_count": len(loaded["milliseconds"]),
+                "background_answers": beside,
             }
         )
     run.raw["urgent"] = rounds
@@ -275,17 +280,31 @@ def _heads(run: _Run) -> None:
     run.ratios["heads_vs_models"] = _median(each["served"] / each["separate_models"] for each in rounds)
 
 
-def _crowd(run: _Run) -> None:
-    """More clients than may wait: each is answered, or told when to come again."""
-    found = _load(run, clients=run.effort.crowd, seconds=run.effort.crowd_seconds)
+def _crowd(run: _Run, folder: Path, settings: Settings) -> None:
+    """Three times as many clients as may wait: each is answered, or told when to come again.
+
+    The daemon of this measurement has a queue to match. If nobody had to be refused, nothing was shown: no figure then.
+    """
+    places = max(1, run.effort.crowd // CLIENTS_A_PLACE)
+    folder.mkdir()
+    environment = {**trusted(settings), "INSITE_INFERENCE__QUEUE_IMAGES": str(places)}
+    with our_daemon(settings.packs_folder, folder, environment) as daemon:
+        found = _load(run, clients=run.effort.crowd, seconds=run.effort.crowd_seconds, target=daemon.target)
+        alive = daemon.process.poll() is None
+    refused = found["failures"].get("RESOURCE_EXHAUSTED", 0)
     run.raw["crowd"] = {
         "clients": run.effort.crowd,
+        "queue_images": places,
         "answers": found["answers"],
-        "failures": found["failures"],
+        "refused_with_hint": refused - found["without_hint"],
         "without_hint": found["without_hint"],
-        "alive": run.daemon.process.poll() is None,
+        "failures": found["failures"],
+        "alive": alive,
     }
-    others = sum(count for code, count in found["failures"].items() if code != "RESOURCE_EXHAUSTED")
+    if not refused:
+        run.raw["left_out"]["errors_of_many_clients"] = "the queue never filled: nobody had to be refused"
+        return
+    others = sum(found["failures"].values()) - refused
     run.ratios["errors_of_many_clients"] = float(others + found["without_hint"])
 
 

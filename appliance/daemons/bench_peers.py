@@ -129,21 +129,16 @@ def child_json(module: str, order: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def child_running(module: str, order: Mapping[str, Any]) -> Iterator[Callable[[], Any]]:
-    """The same while something else is measured; what is yielded waits for its answer."""
+def child_running(module: str, order: Mapping[str, Any]) -> "Iterator[subprocess.Popen[str]]":
+    """One of our own modules at work while something else is measured; it is ended with the `with`."""
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     assert process.stdin is not None  # noqa: S101 - it was asked for
     process.stdin.write(json.dumps(order))
     process.stdin.close()
-    process.stdin = None
-
-    def answer() -> Any:
-        return json.loads(process.communicate()[0])
-
     try:
-        yield answer
+        yield process
     finally:
         process.kill()
         process.wait()

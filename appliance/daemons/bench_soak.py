@@ -13,7 +13,8 @@ from typing import Any
 
 import psutil
 
-from appliance.daemons.bench_inference import LOAD, first_pack
+from appliance.daemons.bench_background import LOAD
+from appliance.daemons.bench_inference import first_pack
 from appliance.daemons.bench_peers import Running, child_json, our_daemon, trusted
 from appliance.domain.manifest import PackManifest
 from appliance.inference.client import OipClient

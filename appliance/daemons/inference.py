@@ -10,6 +10,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from appliance.daemons.descriptors import raise_descriptor_limit
 from appliance.daemons.pack_keeper import PackKeeper
 from appliance.daemons.runtimes import PROGRESS_FILE, engine_store, orders_for, runtimes_of, write_progress
 from appliance.domain.engine_file import EngineHost
@@ -41,6 +42,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
     """
     use_few_arenas()
     log = logger_for("inference")
+    raise_descriptor_limit()
     address = address_of(settings)
     limits = QueueLimits(images=settings.inference.queue_images, ageing_seconds=settings.inference.ageing_seconds)
     with ExitStack() as stack:

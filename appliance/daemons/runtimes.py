@@ -13,7 +13,7 @@ from appliance.domain.engine_file import EngineHost
 from appliance.domain.errors import EngineFileError, SettingsError
 from appliance.domain.gpu import GpuState
 from appliance.domain.manifest import VerifiedPack
-from appliance.inference.cpus import usable_cpus
+from appliance.inference.cpus import run_threads
 from appliance.inference.cuda import Cuda, CudaRuntime
 from appliance.inference.engine import Runtime
 from appliance.inference.engine_build import SUFFIX, BuildPlan
@@ -60,7 +60,7 @@ def runtimes_of(
     state = gpu()
     if state is not None and state.sound:
         found.append(OnnxRuntimeCuda(int(state.free_bytes * ARENA_SHARE)))
-    found.append(OnnxRuntimeCpu(settings.inference.threads or usable_cpus()))
+    found.append(OnnxRuntimeCpu(settings.inference.threads or run_threads()))
     return tuple(found)
 
 

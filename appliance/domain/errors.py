@@ -156,6 +156,10 @@ class RegionRangeError(SharedMemoryError):
     """The region is smaller than what is asked of it."""
 
 
+class RegionFullError(SharedMemoryError):
+    """There is no memory left for what is to be written into the region."""
+
+
 class ProvenanceError(InferenceError):
     """The answer was computed by another pack, base or precision than planned."""
 

@@ -90,6 +90,14 @@ class OipClient:
         )
         return tuple(sorted(answer.regions))
 
+    def answers(self, model: str) -> int:
+        """How many requests for a model the server has answered since it started."""
+        request = oip.ModelStatisticsRequest(name=model)
+        found: oip.ModelStatisticsResponse = self._call(
+            self._stub.ModelStatistics, request, f"Asking how often {model} answered"
+        )
+        return sum(each.inference_stats.success.count for each in found.model_stats)
+
     def load_pack(self, name: str, seconds: float) -> None:
         """Have the daemon verify, replay and serve a pack in its selected release."""
         self._patiently(

@@ -200,7 +200,13 @@ def _array_from_memory(tensor: oip.ModelInferRequest.InferInputTensor, regions: 
         raise InvalidTensorError(f"The tensor {tensor.name} lies in shared memory and in the request.", "Send one.")
     if regions is None:
         raise UnknownRegionError(f"No region {name} is registered.", "Shared memory is not offered here.")
-    return regions.read(name, offset, size).view(dtype).reshape(tuple(tensor.shape))
+    try:
+        found = regions.read(name, offset, size)
+    except MemoryError as error:
+        raise InvalidTensorError(
+            f"The tensor {tensor.name} has {size} bytes: more than this machine has room for.", "Send fewer images."
+        ) from error
+    return _shaped(found.view(dtype), tensor)
 
 
 def _into_memory(
@@ -242,7 +248,7 @@ def _array_from_raw(tensor: _Tensor, raw: bytes) -> Array:
             f"The tensor {tensor.name} has {len(raw)} bytes.",
             f"{tensor.datatype} {list(tensor.shape)} takes {expected}.",
         )
-    return np.frombuffer(raw, dtype).reshape(tuple(tensor.shape))
+    return _shaped(np.frombuffer(raw, dtype), tensor)
 
 
 def _array_from_contents(tensor: _Tensor) -> Array:
@@ -258,10 +264,22 @@ def _array_from_contents(tensor: _Tensor) -> Array:
             f"{datatype} {list(tensor.shape)} takes {_count(tensor)} there, and none elsewhere.",
         )
     try:
-        return np.array(values, DTYPES[datatype]).reshape(tuple(tensor.shape))
+        flat = np.array(values, DTYPES[datatype])
     except OverflowError as error:
         raise InvalidTensorError(
             f"A value of the tensor {tensor.name} does not fit into {datatype}.", "Send values of that datatype."
+        ) from error
+    return _shaped(flat, tensor)
+
+
+def _shaped(flat: Array, tensor: _Tensor) -> Array:
+    """An array in the shape that a message gives it, which numpy may not be able to hold even when nothing is in it."""
+    try:
+        return flat.reshape(tuple(tensor.shape))
+    except ValueError as error:
+        raise InvalidTensorError(
+            f"The tensor {tensor.name} has a shape of {len(tensor.shape)} dimensions that no array has.",
+            "Ask for the model's metadata.",
         ) from error
 
 

@@ -1,7 +1,7 @@
 """The contract of every runtime: load a graph, run it on named tensors, let it go."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from appliance.domain.manifest import TensorSpec
 from appliance.inference.tensors import Array, Tensor
@@ -67,4 +67,13 @@ class Runtime(Protocol):
         Raises:
             PackContentError: The runtime can't load it.
         """
+        ...
+
+
+@runtime_checkable
+class HoldsThreads(Protocol):
+    """A runtime whose every engine keeps threads of its own, so that engines with little to compute get few."""
+
+    def for_heads(self) -> Runtime:
+        """The same runtime, for the small graphs that follow an encoder."""
         ...

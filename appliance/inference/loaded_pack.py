@@ -11,7 +11,7 @@ from appliance.domain.errors import InferenceError, PackContentError, UnknownMod
 from appliance.domain.findings import ModelProvenance
 from appliance.domain.manifest import EncoderVariant, InputSpec, PackManifest, TaskManifest, TensorSpec, VerifiedPack
 from appliance.domain.ports import Answer
-from appliance.inference.engine import Engine, Runtime
+from appliance.inference.engine import Engine, HoldsThreads, Runtime
 from appliance.inference.features import EmbeddingCache, FeatureRow
 from appliance.inference.question import Question
 from appliance.inference.scheduler import Batching
@@ -49,6 +49,7 @@ class LoadedPack:
         self._cache = EmbeddingCache(CACHED_IMAGES)
         self.batching = Batching()
         variant, runtime = choice
+        for_heads = runtime.for_heads() if isinstance(runtime, HoldsThreads) else runtime
         with ExitStack() as loading:
             self._encoder = _load(pack, variant.file, variant.precision, runtime)
             loading.callback(self._encoder.close)
@@ -57,7 +58,7 @@ class LoadedPack:
             )
             self._heads: dict[str, Engine] = {}
             for task in pack.manifest.tasks:
-                self._heads[task.name] = _load(pack, task.head, variant.precision, runtime)
+                self._heads[task.name] = _load(pack, task.head, variant.precision, for_heads)
                 loading.callback(self._heads[task.name].close)
                 _check_tensors(task.head, self._heads[task.name], _inputs_of(pack.manifest, task), task.outputs)
             self._open = loading.pop_all()

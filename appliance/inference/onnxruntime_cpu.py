@@ -28,6 +28,9 @@ _DATATYPES = {
 }
 DYNAMIC_BLOCKS = 4
 LARGE_BATCH = 4
+HEAD_THREADS = 2
+"""Threads of a head's run. Each session has a pool of its own: with the encoder's number, a pack of four tasks would
+hold five pools, on sixteen CPUs 75 threads of the 128 tasks that the daemon's unit allows."""
 _FATAL_ONLY = 4
 """ONNX Runtime's severity level; its errors reach us as exceptions, and our log from there."""
 
@@ -57,6 +60,10 @@ class OnnxRuntimeCpu:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
+
+    def for_heads(self) -> "OnnxRuntimeCpu":
+        """The same with few threads; see `HoldsThreads`."""
+        return OnnxRuntimeCpu(min(self._threads, HEAD_THREADS))
 
     @property
     def name(self) -> str:

@@ -23,7 +23,7 @@ from appliance.domain.errors import (
 from appliance.domain.findings import ModelProvenance
 from appliance.domain.manifest import TensorSpec, VerifiedPack
 from appliance.domain.ports import Answer, ServedModel
-from appliance.inference.cpus import usable_cpus
+from appliance.inference.cpus import run_threads
 from appliance.inference.engine import Runtime
 from appliance.inference.lane import Lane
 from appliance.inference.latency import batching_from, latency_table
@@ -76,7 +76,7 @@ class PackRunner:
 
     Args:
         packs: Loaded at once; more may be added later.
-        threads: Threads of one run; 0 takes the CPUs that this process may use.
+        threads: Threads of one run; 0 takes the CPUs that this process may use, sixteen at most.
         runtimes: In order of preference; default: ONNX Runtime on the CPU.
         limits: Of the queue.
         clock: Seconds; deadlines and statistics are on it.
@@ -94,7 +94,7 @@ class PackRunner:
         limits: QueueLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._runtimes = tuple(runtimes) if runtimes is not None else (OnnxRuntimeCpu(threads or usable_cpus()),)
+        self._runtimes = tuple(runtimes) if runtimes is not None else (OnnxRuntimeCpu(threads or run_threads()),)
         self._clock = clock
         self._packs: dict[str, LoadedPack] = {}
         self._shadows: dict[str, LoadedPack] = {}
@@ -232,9 +232,17 @@ class PackRunner:
                 called then.
         """
         shadow = self._shadows.get(model.partition(".")[0])
-        if shadow is not None and self._fits_in_shadow(shadow, model, urgency):
-            settle, unseen = self.differences.pair(model, settle)
-            self._in_shadow(shadow, model, tensors, unseen)
+        if shadow is None or not self._fits_in_shadow(shadow, model, urgency):
+            return self._queue(model, version, tensors, settle, urgency)
+        settle, unseen = self.differences.pair(model, settle)
+        # The served question first: its shadow must take neither its turn nor the last place of the queue.
+        ask = self._queue(model, version, tensors, settle, urgency)
+        self._in_shadow(shadow, model, tensors, unseen)
+        return ask
+
+    def _queue(
+        self, model: str, version: str, tensors: Mapping[str, Array], settle: Settle, urgency: Urgency | None
+    ) -> Ask:
         while True:
             pack, question, digests = self._question(model, version, tensors, settle)
             seconds = (urgency or Urgency()).seconds

@@ -31,7 +31,8 @@ class QueueLimits:
         images: Images that may wait; one more is refused.
         background_share: Part of `images` that background work may fill, so that it never shuts out the rest.
         routine_share: Part of `images` beyond which only STAT is taken, so that nobody shuts that out.
-        ageing_seconds: Waiting time that makes up for one class: nobody starves, whatever keeps coming before him.
+        ageing_seconds: Waiting time that makes up for one class: nobody starves, whatever keeps coming before him. Past
+            STAT it lets one batch go for each of STAT.
     """
 
     images: int = 256
@@ -103,6 +104,7 @@ class BatchQueue:
         self._crowded: set[Hashable] = set()
         self._images = 0
         self._background = 0
+        self._after_stat = False
 
     def __len__(self) -> int:
         return sum(1 for _ in self._waiting())
@@ -169,7 +171,7 @@ class BatchQueue:
         self._drop_gone()
         if not self._heap:
             return Taken((), expired, None)
-        first = self._heap[0][2]
+        first = self._next()
         batching = self._batching.get(first.key, Batching())
         chosen = self._company(first, batching.preferred)
         if self._worth_waiting(first, chosen, batching, now):
@@ -177,9 +179,24 @@ class BatchQueue:
             return Taken((), expired, min([again_in, *self._deadlines_in(now)]))
         for ask in chosen:
             self._leave(ask)
+        self._after_stat = first.priority is Priority.STAT
         self._note_crowd(first.key, len(chosen))
         self._drop_gone()
         return Taken(tuple(chosen), expired, None)
+
+    def _next(self) -> Ask:
+        """Whose turn it is: by rank, but of those who aged past a STAT only one batch goes between two STAT batches.
+
+        So a STAT waits for one batch that runs and one that aged, never for a whole backlog; and the backlog moves by a
+        batch for each of STAT, however many of those come.
+        """
+        first = self._heap[0][2]
+        if first.priority is Priority.STAT or self._after_stat:
+            return first
+        urgent = min(
+            (entry for entry in self._heap if entry[2].waiting and entry[2].priority is Priority.STAT), default=None
+        )
+        return first if urgent is None else urgent[2]
 
     def _company(self, first: Ask, preferred: int) -> list[Ask]:
         """The first ask with those that fill its batch, and those that look at the same images: they cost no encoder.

@@ -21,6 +21,7 @@ from appliance.inference.converters import (
     metadata_from_description,
     response_from_outputs,
 )
+from appliance.inference.declared import check_declared
 from appliance.inference.generated import open_inference_pb2 as oip
 from appliance.inference.generated.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from appliance.inference.question import Timing
@@ -222,9 +223,9 @@ class InferenceServicer(GRPCInferenceServiceServicer):
 
     async def _infer(self, request: oip.ModelInferRequest, call_seconds: float | None) -> oip.ModelInferResponse:
         wishes = wishes_from_parameters(request.parameters)
-        if request.outputs:
-            outputs = self._runner.describe(request.model_name, request.model_version).outputs
-            check_outputs(request, [spec.name for spec in outputs])
+        model = self._runner.describe(request.model_name, request.model_version)
+        check_declared(request, model.inputs)
+        check_outputs(request, [spec.name for spec in model.outputs])
         tensors = arrays_from_request(request, self._regions)
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Answer] = loop.create_future()

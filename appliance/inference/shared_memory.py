@@ -5,6 +5,7 @@ change, shrink or unlink it at any moment. So nothing is mapped (a mapping that 
 an input is copied before it is looked at: what was hashed is what the encoder sees.
 """
 
+import errno
 import os
 import stat
 import threading
@@ -15,15 +16,24 @@ from typing import Self
 
 import numpy as np
 
-from appliance.domain.errors import RegionAccessError, RegionExistsError, RegionRangeError, UnknownRegionError
+from appliance.domain.errors import (
+    RegionAccessError,
+    RegionExistsError,
+    RegionFullError,
+    RegionRangeError,
+    SharedMemoryError,
+    UnknownRegionError,
+)
 from appliance.inference.tensors import Array
 
 FOLDER = Path("/dev/shm")  # noqa: S108 - where shm_open(3) puts regions on Linux
-CAPACITY = 1024
-"""Regions at a time; each holds a file descriptor."""
+CAPACITY = 256
+"""Regions at a time. Each holds a file descriptor, one more when it takes outputs: together half of the 1,024 that a
+process may usually have, so that clients can't use up those that connections and packs need."""
 LONGEST_KEY = 255
 
 _CHMOD = "Give the daemon's group access: chgrp and chmod the file of the region in /dev/shm."
+_ROOM = "Free memory in /dev/shm, or ask for the output in the answer."
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +137,12 @@ class SharedRegions:
         Raises:
             UnknownRegionError, RegionRangeError: As their names say.
         """
-        buffer = np.empty(size, np.uint8)
         with self._lock:
             each = self._find(name, offset, size)
+            buffer = np.empty(size, np.uint8)
             found = os.preadv(each.descriptor, [buffer.data], each.region.offset + offset) if size else 0
         if found != size:
-            raise RegionRangeError(
-                f"The shared memory of the region {name} has become smaller than it was.", "Register it again."
-            )
+            raise _shrunken(name)
         return buffer
 
     def write(self, name: str, offset: int, data: bytes | memoryview) -> None:
@@ -143,13 +151,22 @@ class SharedRegions:
         Raises:
             UnknownRegionError, RegionRangeError: As their names say.
             RegionAccessError: Its owner does not let this daemon write.
+            RegionFullError: There is no memory left for it; a part may have been written.
+            SharedMemoryError: It can't be written for another reason.
         """
         with self._lock:
             each = self._find(name, offset, len(data))
-            if each.writable is None:
-                self._check_rights(each.region, os.fstat(each.descriptor), stat.S_IWUSR, stat.S_IWGRP, "write")
-                each.writable = os.open(f"/proc/self/fd/{each.descriptor}", os.O_WRONLY | os.O_CLOEXEC)
-            os.pwrite(each.writable, data, each.region.offset + offset)
+            found = os.fstat(each.descriptor)
+            start = each.region.offset + offset
+            if start + len(data) > found.st_size:  # its owner cut it: it is not for the daemon to make it grow again
+                raise _shrunken(name)
+            try:
+                if each.writable is None:
+                    self._check_rights(each.region, found, stat.S_IWUSR, stat.S_IWGRP, "write")
+                    each.writable = os.open(f"/proc/self/fd/{each.descriptor}", os.O_WRONLY | os.O_CLOEXEC)
+                _write_whole(each.writable, memoryview(data), start, name)
+            except OSError as error:
+                raise _unwritten(name, error) from error
 
     def _opened(self, region: Region, path: Path) -> int:
         try:
@@ -191,6 +208,27 @@ class SharedRegions:
                 f"The region {name} has {each.region.size} bytes.", f"{size} from {offset} on do not fit."
             )
         return each
+
+
+def _write_whole(descriptor: int, data: memoryview, start: int, name: str) -> None:
+    """Write every byte: the system may take a part, as when the memory behind a sparse region runs out."""
+    done = 0
+    while done < len(data):
+        written = os.pwrite(descriptor, data[done:], start + done)
+        if not written:
+            raise RegionFullError(f"Only {done} of {len(data)} bytes went into the region {name}.", _ROOM)
+        done += written
+
+
+def _unwritten(name: str, error: OSError) -> SharedMemoryError:
+    kind = RegionFullError if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM} else SharedMemoryError
+    return kind(f"The output can't be written into the region {name}: {error.strerror}.", _ROOM)
+
+
+def _shrunken(name: str) -> RegionRangeError:
+    return RegionRangeError(
+        f"The shared memory of the region {name} has become smaller than it was.", "Register it again."
+    )
 
 
 def _close(each: _Open) -> None:

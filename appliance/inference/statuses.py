@@ -19,6 +19,7 @@ from appliance.domain.errors import (
     PackError,
     RegionAccessError,
     RegionExistsError,
+    RegionFullError,
     RegionRangeError,
     SignatureError,
     UnknownModelError,
@@ -36,6 +37,7 @@ STATUS_OF_ERROR: tuple[tuple[type[InsiteError], grpc.StatusCode], ...] = (
     (RegionExistsError, grpc.StatusCode.ALREADY_EXISTS),
     (RegionAccessError, grpc.StatusCode.PERMISSION_DENIED),
     (RegionRangeError, grpc.StatusCode.OUT_OF_RANGE),
+    (RegionFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (SignatureError, grpc.StatusCode.PERMISSION_DENIED),
     (ManifestError, grpc.StatusCode.DATA_LOSS),
     (EngineFileError, grpc.StatusCode.FAILED_PRECONDITION),
@@ -66,6 +68,9 @@ WAYS_FORWARD: dict[type[InferenceError], str] = {
 _TOO_LARGE = "larger than max"
 """How gRPC says that a message is over the server's limit: RESOURCE_EXHAUSTED, as for an overload."""
 
+LONGEST_SENTENCE = 1000
+"""Characters: a hostile request's names come back in sentences, and a header of gRPC holds 8 KiB."""
+
 RETRY_AFTER, PUSHBACK = "retry-after-ms", "grpc-retry-pushback-ms"
 """Trailing metadata of RESOURCE_EXHAUSTED: our hint, and the one that gRPC's own retries obey (gRFC A6)."""
 
@@ -83,8 +88,9 @@ def error_from_status(code: grpc.StatusCode, details: str, what: str) -> Inferen
 
 
 def told(error: InsiteError) -> str:
-    """What a client may know of an error: our own sentences."""
-    return str(error)
+    """What a client may know of an error: our own sentences, no longer than gRPC's headers carry."""
+    sentence = str(error)
+    return sentence if len(sentence) <= LONGEST_SENTENCE else f"{sentence[:LONGEST_SENTENCE]} …"
 
 
 class Guarded:

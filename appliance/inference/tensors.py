@@ -47,6 +47,9 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 MAX_BATCH = 8
 """Images in one request; a larger batch gains nothing on a CPU and holds memory that other studies need."""
 
+MOST_LENGTHS = 8
+"""Lengths of a shape that an error repeats: a hostile request may have millions."""
+
 
 def datatype_of(array: Array) -> str:
     """The protocol's word for an array's dtype.
@@ -83,9 +86,13 @@ def is_finite(array: Array) -> bool:
 
 def fits(spec: TensorSpec, array: Tensor) -> bool:
     """Whether an array has the datatype and shape of a specification; -1 takes any length."""
-    if len(spec.shape) != len(array.shape) or DTYPES.get(spec.datatype) != array.dtype:
+    return _agrees(spec, array.dtype, array.shape)
+
+
+def _agrees(spec: TensorSpec, dtype: np.dtype[Any], shape: Sequence[int]) -> bool:
+    if len(spec.shape) != len(shape) or DTYPES.get(spec.datatype) != dtype:
         return False
-    for wanted, length in zip(spec.shape, array.shape, strict=True):  # noqa: SIM110 - asked a dozen times for each image
+    for wanted, length in zip(spec.shape, shape, strict=True):  # noqa: SIM110 - asked a dozen times for each image
         if wanted not in {-1, length}:
             return False
     return True
@@ -99,13 +106,21 @@ def check_input(spec: TensorSpec, array: Array) -> None:
     """
     if not is_finite(array):
         raise InvalidTensorError(f"The input {spec.name} holds NaN or infinity.", f"Expected is {described(spec)}.")
-    if not fits(spec, array):
+    check_form(spec, array.dtype, array.shape)
+
+
+def check_form(spec: TensorSpec, dtype: np.dtype[Any], shape: Sequence[int]) -> None:
+    """Refuse a datatype and shape that the model does not take, whatever lies behind them.
+
+    Raises:
+        InvalidTensorError: Another datatype, rank or length, or a batch that is empty or too large.
+    """
+    if not _agrees(spec, dtype, shape):
+        lengths = f"{list(shape)}" if len(shape) <= MOST_LENGTHS else f"of {len(shape)} dimensions"
+        raise InvalidTensorError(f"The input {spec.name} is {dtype} {lengths}.", f"Expected is {described(spec)}.")
+    if not 1 <= shape[0] <= MAX_BATCH:
         raise InvalidTensorError(
-            f"The input {spec.name} is {array.dtype} {list(array.shape)}.", f"Expected is {described(spec)}."
-        )
-    if not 1 <= array.shape[0] <= MAX_BATCH:
-        raise InvalidTensorError(
-            f"The input {spec.name} holds {array.shape[0]} images.", f"One request takes 1 to {MAX_BATCH}."
+            f"The input {spec.name} holds {shape[0]} images.", f"One request takes 1 to {MAX_BATCH}."
         )
 
 

@@ -20,6 +20,7 @@ from appliance.domain.errors import (
 from appliance.domain.manifest import EncoderVariant, TensorSpec, VerifiedPack
 from appliance.inference.metrics import metrics_text
 from appliance.inference.runner import PackRunner
+from appliance.inference.scheduler import QueueLimits
 from tests.contracts.inference_contract import InferenceContract
 from tests.fakes.tiny_pack import bright_picture, tiny_verified
 from tests.fakes.watched_runtime import Outputs, WatchedRuntime
@@ -158,6 +159,17 @@ def test_the_first_variant_for_this_machine_serves(pack: VerifiedPack) -> None:
             runner.add(several, dataclasses.replace(choices[0], precision="fp16"))
 
 
+def test_a_pack_holds_few_threads_beside_its_encoder(pack: VerifiedPack) -> None:
+    """On a machine of sixteen CPUs the encoder computes on all of them; the heads wait with one thread more each."""
+    tasks = Path("/proc/self/task")
+    before = len(list(tasks.iterdir()))
+    with PackRunner([pack], 16) as runner:
+        held = len(list(tasks.iterdir())) - before
+        assert runner.infer("chest-xray.lungs", bright_picture())
+    encoder, heads, lane = 15, len(pack.manifest.tasks), 1
+    assert encoder + lane <= held <= encoder + lane + heads
+
+
 def test_a_file_changed_after_verification_is_not_loaded(pack: VerifiedPack, tmp_path: Path) -> None:
     """What was verified is what runs: each graph is hashed again as it is read."""
     copy = VerifiedPack(pack.manifest, tmp_path / "copy")
@@ -271,3 +283,36 @@ def test_a_shadow_is_compared_and_never_shown(pack: VerifiedPack, tmp_path: Path
         runner.drop_shadow("chest-xray")
         assert runner.shadows() == ()
         assert "insite_shadow_pairs" in metrics_text(runner, None)
+
+
+def test_a_shadow_never_takes_the_place_of_who_is_served(pack: VerifiedPack, tmp_path: Path) -> None:
+    """With one place left in the queue the question that a caller waits for gets it, and its shadow goes without."""
+    other = tiny_verified(tmp_path, release=2)
+    running, go = threading.Event(), threading.Event()
+
+    def hold(_: str, outputs: Outputs) -> Outputs:
+        running.set()
+        go.wait(20)
+        return outputs
+
+    limits = QueueLimits(images=2)
+    with (
+        PackRunner([pack], runtimes=[WatchedRuntime(hold)], limits=limits) as runner,
+        PackRunner((), runtimes=[WatchedRuntime(lambda _, outputs: outputs)]) as trial,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        trial.add(other)
+        runner.adopt_shadow(trial, "chest-xray")
+        try:
+            first = pool.submit(runner.infer, "chest-xray.guard", bright_picture())
+            assert running.wait(20)
+            for _ in range(2000):
+                if runner.waiting_images == 1:  # the first one's shadow
+                    break
+                threading.Event().wait(0.01)
+            second = pool.submit(runner.infer, "chest-xray.guard", bright_picture() - 1)
+            while runner.waiting_images == 1 and not second.done():
+                threading.Event().wait(0.01)
+        finally:
+            go.set()
+        assert first.result(20).provenance.release == second.result(20).provenance.release == 1

@@ -47,12 +47,36 @@ def test_the_urgent_go_first_and_equals_by_arrival() -> None:
 
 def test_nobody_starves() -> None:
     """Who has waited the ageing time of a class goes before those of that class who came later, however many come."""
+    queue = queue_of((0, ask("old", BACKGROUND)), *((2.1 + number / 100, ask(f"r{number}")) for number in range(9)))
+    assert order_of(queue, 3) == ["old", *(f"r{number}" for number in range(9))]
     queue = queue_of(
         (0, ask("old", BACKGROUND)), *((4.1 + number / 100, ask(f"s{number}", STAT)) for number in range(9))
     )
-    assert order_of(queue, 5) == ["old", *(f"s{number}" for number in range(9))]
+    assert order_of(queue, 5) == ["s0", "old", *(f"s{number}" for number in range(1, 9))]
     queue = queue_of((0, ask("young", BACKGROUND)), (3.9, ask("s", STAT)))
     assert order_of(queue, 5) == ["s", "young"]
+
+
+def test_the_urgent_never_wait_for_a_backlog() -> None:
+    """However much has aged, a STAT goes next; between two of STAT one batch of the backlog goes, in its order."""
+    queue = queue_of(*((number / 100, ask(f"r{number}")) for number in range(40)))
+    assert names(queue.take(9).batch) == ["r0"]
+    assert names(queue.take(9).batch) == ["r1"]
+    for number in range(3):
+        queue.put(ask(f"s{number}", STAT), 9 + number / 100)
+    assert order_of(queue, 9.1)[:7] == ["s0", "r2", "s1", "r3", "s2", "r4", "r5"]
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.sampled_from(Priority)), max_size=40))
+def test_of_two_batches_one_is_stat_while_stat_waits(arrivals: list[tuple[float, Priority]]) -> None:
+    """Whoever came when: while a STAT waits no two batches without one follow each other."""
+    asks = [(now, ask(str(number), each)) for number, (now, each) in enumerate(sorted(arrivals, key=lambda a: a[0]))]
+    queue = queue_of(*asks, preferred=3)
+    before = STAT
+    while any(each.waiting and each.priority is STAT for _, each in asks):
+        batch = queue.take(20).batch
+        assert STAT in {before, batch[0].priority}
+        before = batch[0].priority
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.sampled_from(Priority)), max_size=40))

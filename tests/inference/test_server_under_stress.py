@@ -2,8 +2,10 @@
 
 import asyncio
 import datetime as dt
-import gc
 import ipaddress
+import math
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -52,6 +54,7 @@ class Held:
 
     go: threading.Event = field(default_factory=threading.Event)
     runs: list[str] = field(default_factory=list)
+    waiting: Callable[[], int] = lambda: 0
 
     def watch(self, title: str, outputs: Outputs) -> Outputs:
         """Called after each run."""
@@ -73,6 +76,8 @@ def served(
         InferenceServer(runner, path, version="1", log=logger_for("test"), stalled_seconds=stalled),
         grpc.insecure_channel(f"unix:{path}", options) as channel,
     ):
+        if held:
+            held.waiting = lambda: runner.waiting_images
         try:
             yield GRPCInferenceServiceStub(channel)
         finally:
@@ -90,15 +95,17 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_a_cancelled_call_leaves_the_queue(pack: VerifiedPack, tmp_path: Path) -> None:
-    """A question whose caller has gone is never computed."""
+    """A question whose caller has gone leaves its place at once, while another is answered, and is never computed."""
     held = Held()
     with served(pack, tmp_path, held) as stub:
         first = stub.ModelInfer.future(request())
         wait_for(lambda: len(held.runs) == 1)
         second = stub.ModelInfer.future(request(picture=bright_picture() + 1))
-        time.sleep(0.2)
+        wait_for(lambda: held.waiting() == 1)
         second.cancel()
-        time.sleep(0.2)
+        wait_for(lambda: held.waiting() == 0)
+        assert not held.go.is_set()
+        assert not first.done()
         held.go.set()
         assert first.result(10).outputs
     assert held.runs.count("encoder.onnx of the pack chest-xray") == 1
@@ -185,16 +192,32 @@ def shaped(*shape: int, datatype: str = "UINT8", name: str = "image", content: b
     return message
 
 
+def in_memory(*shape: int, name: str = "image", model: str = "chest-xray.guard") -> Any:
+    """A request whose input lies in a region that nobody registered: looking for it gives an error of its own."""
+    message = oip.ModelInferRequest(model_name=model)
+    tensor = message.inputs.add(name=name, datatype="UINT8", shape=shape)
+    tensor.parameters["shared_memory_region"].string_param = "nowhere"
+    tensor.parameters["shared_memory_byte_size"].int64_param = math.prod(shape)
+    return message
+
+
 BAD: list[tuple[str, Any, grpc.StatusCode, str]] = [
     ("shape", shaped(1, 1, 8, 8), Code.INVALID_ARGUMENT, r"image is uint8 \[1, 1, 8, 8\]. Expected is image UINT8"),
     ("datatype", shaped(1, 1, 512, 512, datatype="INT8"), Code.INVALID_ARGUMENT, "image is int8"),
     ("name", shaped(1, 1, 512, 512, name="picture"), Code.INVALID_ARGUMENT, "brings picture. Expected is image"),
     ("count", oip.ModelInferRequest(model_name="chest-xray.guard"), Code.INVALID_ARGUMENT, "brings no input"),
     ("bytes", shaped(1, 1, 512, 512, content=b"x"), Code.INVALID_ARGUMENT, r"has 1 bytes.*takes 262144"),
-    ("NaN", real(np.nan), Code.INVALID_ARGUMENT, "holds NaN or infinity"),
+    ("NaN", real(np.nan), Code.INVALID_ARGUMENT, r"image is float32 \[1, 1, 512, 512\]. Expected is image UINT8"),
     ("zero size", shaped(0, 1, 512, 512), Code.INVALID_ARGUMENT, "holds 0 images. One request takes 1 to 8"),
     ("large batch", shaped(9, 1, 512, 512), Code.INVALID_ARGUMENT, "holds 9 images"),
     ("negative", shaped(-1, 1, 512, 512), Code.INVALID_ARGUMENT, "Lengths of a request are not negative"),
+    ("dimensions", shaped(*[1] * 65, content=b"x"), Code.INVALID_ARGUMENT, "image is uint8 of 65 dimensions"),
+    ("overflow", shaped(0, 2**62, 2**62, content=b""), Code.INVALID_ARGUMENT, "Expected is image UINT8"),
+    ("no datatype", shaped(1, 1, 512, 512, datatype="BYTES"), Code.INVALID_ARGUMENT, "has the datatype BYTES"),
+    ("nobody's memory", in_memory(1, 1, 512, 512, model="nobody"), Code.NOT_FOUND, "model nobody is not served"),
+    ("vast memory", in_memory(1 << 40), Code.INVALID_ARGUMENT, r"image is uint8 \[1099511627776\]. Expected"),
+    ("others' memory", in_memory(1, 1, 512, 512, name="x"), Code.INVALID_ARGUMENT, "brings x. Expected is image"),
+    ("long name", request("x" * 100_000), Code.NOT_FOUND, "The model x{900}"),
     ("unknown model", request("nobody"), Code.NOT_FOUND, "model nobody is not served. Served: chest-xray"),
     ("empty model", request(""), Code.NOT_FOUND, "is not served"),
 ]
@@ -212,20 +235,57 @@ def test_a_bad_request_gets_its_code_and_its_sentence(
         assert stub.ModelInfer(request(), timeout=10).outputs
 
 
+def test_a_stream_survives_what_no_array_can_hold(pack: VerifiedPack, tmp_path: Path) -> None:
+    """Each bad request of a stream is told so in its place, and those behind it are answered."""
+    bad = [
+        shaped(*[1] * 65, content=b"x"),
+        shaped(0, 2**62, 2**62, content=b""),
+        in_memory(1 << 40),
+        request("nobody"),
+    ]
+    with served(pack, tmp_path) as stub:
+        answers = list(stub.ModelStreamInfer(iter([*bad, request()]), timeout=20))
+    assert [bool(each.error_message) for each in answers] == [True, True, True, True, False]
+    assert answers[-1].infer_response.outputs
+
+
+HUGE = """
+import sys
+
+import grpc
+
+from appliance.inference.generated import open_inference_pb2 as oip
+from appliance.inference.generated.open_inference_pb2_grpc import GRPCInferenceServiceStub
+
+request = oip.ModelInferRequest(model_name="chest-xray.guard", raw_input_contents=[bytes(1 << 30)])
+request.inputs.add(name="image", datatype="UINT8", shape=[1 << 30])
+with grpc.insecure_channel(f"unix:{sys.argv[1]}", [("grpc.max_send_message_length", -1)]) as channel:
+    try:
+        GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60)
+    except grpc.RpcError as error:
+        print(error.code().name, error.details())
+"""
+"""A client that sends a gigabyte, in a process of its own: its memory is not the server's."""
+
+
 def test_a_huge_message_is_refused_and_its_memory_comes_back(pack: VerifiedPack, tmp_path: Path) -> None:
-    """A gigabyte is refused by its announced length; the process is as large afterwards as before."""
+    """A gigabyte is refused by its announced length: the server's process never holds it, then or later."""
     with served(pack, tmp_path) as stub:
         stub.ModelInfer(request(), timeout=10)
-        huge = oip.ModelInferRequest(model_name="chest-xray.guard", raw_input_contents=[bytes(1 << 30)])
-        huge.inputs.add(name="image", datatype="UINT8", shape=[1 << 30])
-        with pytest.raises(grpc.RpcError, match="larger than max") as refused:
-            stub.ModelInfer(huge, timeout=60)
-        assert refused.value.code() is Code.RESOURCE_EXHAUSTED
-        del huge, refused
-        gc.collect()
-        before = psutil.Process().memory_info().rss
+        process, most = psutil.Process(), 0
+        before = process.memory_info().rss
+        with subprocess.Popen(
+            [sys.executable, "-c", HUGE, str(tmp_path / "s.sock")], stdout=subprocess.PIPE, text=True
+        ) as client:
+            while client.poll() is None:
+                most = max(most, process.memory_info().rss)
+                time.sleep(0.005)
+            assert client.stdout is not None
+            said = client.stdout.read()
+        assert said.startswith("RESOURCE_EXHAUSTED")
+        assert "larger than max" in said
         assert stub.ModelInfer(request(), timeout=10).outputs
-        assert psutil.Process().memory_info().rss < before + (64 << 20)
+        assert max(most, process.memory_info().rss) < before + (64 << 20)
 
 
 def certificate(

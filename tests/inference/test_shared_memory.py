@@ -1,5 +1,6 @@
 """Shared memory of clients: who may give it, and that a client that changes it harms nobody."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from appliance.domain.errors import RegionAccessError, RegionExistsError, RegionRangeError, UnknownRegionError
-from appliance.inference.shared_memory import Region, SharedRegions
+from appliance.domain.errors import (
+    RegionAccessError,
+    RegionExistsError,
+    RegionFullError,
+    RegionRangeError,
+    SharedMemoryError,
+    UnknownRegionError,
+)
+from appliance.inference.shared_memory import CAPACITY, Region, SharedRegions
 
 USER, GROUP = 4321, 8765
 
@@ -94,6 +102,71 @@ def test_outputs_need_the_right_to_write(regions: SharedRegions, memory: Path) -
     assert memory.read_bytes()[60:] == b"<=ab"
     with pytest.raises(RegionRangeError):
         regions.write("p", 63, b"ab")
+
+
+def test_an_output_does_not_make_cut_memory_grow(regions: SharedRegions, memory: Path) -> None:
+    """A region that its owner has cut is no place for an output; it stays as small as its owner wants it."""
+    memory.chmod(0o660)
+    regions.register(region())
+    os.truncate(memory, 10)
+    with pytest.raises(RegionRangeError, match="has become smaller"):
+        regions.write("p", 8, b"abcd")
+    assert memory.stat().st_size == 10
+
+
+def test_an_output_is_written_whole(regions: SharedRegions, memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that takes a part of the bytes at a time is asked again until it has all of them."""
+    memory.chmod(0o660)
+    regions.register(region())
+    whole = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: whole(descriptor, data[:3], at))
+    regions.write("p", 0, b"abcdefgh")
+    assert memory.read_bytes()[:9] == b"abcdefgh\x08"
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, RegionFullError), (errno.EIO, SharedMemoryError), (0, RegionFullError)]
+)
+def test_memory_that_takes_no_more_is_said(
+    regions: SharedRegions, memory: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[SharedMemoryError]
+) -> None:
+    """An output of which a part is missing is never an answer: the caller is told that memory has run out."""
+    memory.chmod(0o660)
+    regions.register(region())
+    whole, calls = os.pwrite, 0
+
+    def full(descriptor: int, data: memoryview, at: int) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            return whole(descriptor, data[:3], at)
+        if number:
+            raise OSError(number, os.strerror(number))
+        return 0
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(SharedMemoryError) as refused:
+        regions.write("p", 0, b"abcdefgh")
+    assert type(refused.value) is kind
+
+
+def test_all_regions_together_leave_descriptors_free(regions: SharedRegions, memory: Path) -> None:
+    """As many regions as may be registered, each written to, take at most half of a usual process's descriptors."""
+    memory.chmod(0o660)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(CAPACITY):
+        regions.register(Region(str(number), "/pixels", 0, 64))
+        regions.write(str(number), 0, b"x")
+    with pytest.raises(RegionExistsError, match=f"{CAPACITY} are registered"):
+        regions.register(region())
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 512
+
+
+def test_what_does_not_fit_takes_no_memory(regions: SharedRegions) -> None:
+    """A length beyond the region is refused before anything is put aside for it."""
+    regions.register(region())
+    with pytest.raises(RegionRangeError, match="do not fit"):
+        regions.read("p", 0, 1 << 50)
 
 
 @pytest.mark.parametrize("key", ["", "/", "/../pixels", "a/b", "..", "x\0y", "/" + "x" * 256])

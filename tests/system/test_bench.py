@@ -32,6 +32,9 @@ def test_the_short_form_measures_everything(repository: Path) -> None:
     assert missing <= {"throughput_vs_mlserver"}
     assert (missing == set()) or "make bench" in found["raw"]["left_out"]["throughput_vs_mlserver"]
     assert found["ratios"]["errors_of_many_clients"] == 0
-    assert found["raw"]["crowd"]["alive"]
+    crowd = found["raw"]["crowd"]
+    assert crowd["alive"]
+    assert crowd["refused_with_hint"] == crowd["failures"]["RESOURCE_EXHAUSTED"] > 0
+    assert all(each["background_answers"] > 0 for each in found["raw"]["urgent"])
     assert len(found["raw"]["in_process_settings"]) == 16
     assert table_of(found).row_count == len(GOALS)
