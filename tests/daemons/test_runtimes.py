@@ -44,7 +44,7 @@ def test_on_a_gpu_encoder_and_heads_are_served_by_engines(pack: VerifiedPack, tm
     cuda = FakeCuda()
     store = EngineStore(tmp_path / "engines", (), lambda _: None)
     runtime = TensorRt(
-        TENSORRT_RTX, store, HOST, lambda: cuda, gpu=lambda: GPU, trial=lambda _: None, library=FAKE_TENSORRT
+        TENSORRT_RTX, store, HOST, lambda: cuda, gpu=lambda: GPU, trial=lambda *_: None, library=FAKE_TENSORRT
     )
     with PackRunner((), runtimes=[runtime, OnnxRuntimeCpu(1)]) as runner:
         serving = serve_best(pack, runner)
