@@ -69,6 +69,7 @@ def test_packs_are_changed_from_the_command_line(tmp_path: Path) -> None:
     """Verify, install, list, activate, shadow, roll back and remove each say in a line what came of it."""
     first = tiny_pack(tmp_path / "1")
     second = tiny_pack(tmp_path / "2", release=2, keys=first.keys)
+    third = tiny_pack(tmp_path / "3", release=3, keys=first.keys)
     config = tmp_path / "insite.toml"
     packs = tmp_path / "packs"
     packs.mkdir()
@@ -91,7 +92,9 @@ def test_packs_are_changed_from_the_command_line(tmp_path: Path) -> None:
     assert "Release 2 of chest-xray runs in shadow." in run("shadow", "chest-xray", "2")
     assert "shadow" in run("list")
     assert "Nothing of chest-xray runs in shadow." in run("shadow", "chest-xray")
-    assert run("remove", "chest-xray", "2") == "chest-xray release 2 is removed.\n"
+    assert "is the way back" in run("remove", "chest-xray", "2")
+    assert run("install", str(third.folder)) == "chest-xray release 3 is installed.\n"
+    assert run("remove", "chest-xray", "3") == "chest-xray release 3 is removed.\n"
     (first.folder / "MODEL_CARD.md").write_text("altered")
     assert run("verify", str(first.folder)).startswith("insite: ")
 

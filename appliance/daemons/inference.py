@@ -17,6 +17,7 @@ from appliance.domain.engine_file import EngineHost
 from appliance.inference.address import Address, TlsFiles, UnixAddress, address_from_text
 from appliance.inference.engine import Runtime
 from appliance.inference.engine_builds import EngineBuilds
+from appliance.inference.engine_file import clear_drafts
 from appliance.inference.engine_store import EngineStore
 from appliance.inference.memory import give_back, use_few_arenas
 from appliance.inference.metrics import metrics_text
@@ -63,6 +64,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         where = settings.inference.metrics or f"unix://{settings.state / METRICS_SOCKET}"
         if where != OFF:
             stack.enter_context(MetricsServer(where, lambda: metrics_text(runner, monitor.state())))
+        clear_drafts(store.built)  # the socket is ours, so no other daemon builds here
         file = settings.state / PROGRESS_FILE
         builds = stack.enter_context(EngineBuilds(lambda progress: write_progress(file, progress), keeper.refresh))
         keeper.when_serving(lambda pack: builds.order_all(orders_for(pack, store, host)))

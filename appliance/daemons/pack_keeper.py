@@ -131,9 +131,8 @@ class PackKeeper:
     def refresh(self, name: str) -> None:
         """Choose anew how a pack is served: an engine of it has become ready, or is ready no more."""
         with self._busy:
-            found = self._installed()
             with suppress(PackError):  # listed as refused; what serves goes on
-                for pack in in_order(_of_name(found, name), self._selection().get(name, Selected())):
+                for pack in _of_name(self._installed(), name):
                     if (name, pack.manifest.digest) in self._serving():
                         self._swap(pack, ())
             self._write()
@@ -167,7 +166,7 @@ class PackKeeper:
                     raise problem.error
             raise UnknownModelError(f"No pack {name} is installed.", "`insite packs list` lists what is.")
         if (wanted.manifest.name, wanted.manifest.digest) not in self._serving():
-            self._swap(wanted, [pack for pack in packs if pack is not wanted])
+            self._swap(wanted, _standing_by(_of_name(found, name), selected, [wanted]))
         self._shadow(name, found, selected)
 
     def _serving(self) -> set[tuple[str, str]]:
@@ -198,13 +197,20 @@ class PackKeeper:
 
     def _serve_first(self, name: str, found: Sequence[VerifiedPack | PackProblem], selected: Selected) -> None:
         """Serve the first release that may, and list the others."""
-        packs = in_order(_of_name(found, name), selected)
-        for position, pack in enumerate(packs):
+        installed = _of_name(found, name)
+        tried: list[VerifiedPack] = []
+        for pack in in_order(installed, selected):
+            tried.append(pack)
             try:
-                self._swap(pack, packs[position + 1 :])
+                self._swap(pack, _standing_by(installed, selected, tried))
             except PackError:
                 continue
             return
+        for pack in _standing_by(installed, selected, tried):
+            reason = (
+                f"Release {selected.active} was chosen and does not serve. `insite packs activate` chooses another."
+            )
+            self._note(_listed(pack.manifest, "", "installed", reason))
 
     def _swap(self, pack: VerifiedPack, others: Sequence[VerifiedPack]) -> None:
         """Replay a pack beside what serves, then let it take that one's place.
@@ -297,6 +303,12 @@ def write_statuses(file: Path, statuses: Sequence[PackStatus]) -> None:
 
 def _of_name(found: Sequence[VerifiedPack | PackProblem], name: str) -> Sequence[VerifiedPack]:
     return [pack for pack in found if isinstance(pack, VerifiedPack) and pack.manifest.name == name]
+
+
+def _standing_by(
+    installed: Sequence[VerifiedPack], selected: Selected, tried: Sequence[VerifiedPack]
+) -> Sequence[VerifiedPack]:
+    return [pack for pack in installed if pack not in tried and pack.manifest.release != selected.shadow]
 
 
 def _listed(manifest: PackManifest, precision: str, state: str, reason: str) -> PackStatus:

@@ -14,9 +14,9 @@ from typing import Any
 from appliance.domain.errors import InferenceUnavailableError, InsiteError, PackError
 from appliance.domain.manifest import VerifiedPack
 from appliance.governance.installing import install_pack, prepare_folder, remove_pack
-from appliance.governance.selection import Selected, read_selection, write_selection
+from appliance.governance.selection import Selected, in_order, read_selection, write_selection
 from appliance.governance.serving import serve_best
-from appliance.inference.client import OipClient
+from appliance.inference.client import OipClient, is_away
 from appliance.inference.runner import PackRunner
 from appliance.packs.open import PackProblem, installed_packs, open_pack
 from appliance.settings import SHIPPED_PACKS, Settings
@@ -46,7 +46,13 @@ def install(settings: Settings, source: Path) -> VerifiedPack:
     """Copy a pack among the installed ones, without serving it."""
     folder = _writable_folder(settings)
     keys = settings.packs.trusted_keys
-    return install_pack(source, folder, keys, allow_unvalidated=settings.packs.allow_unvalidated)
+    return install_pack(
+        source,
+        folder,
+        keys,
+        allow_unvalidated=settings.packs.allow_unvalidated,
+        serving=lambda name: next(iter(_running(settings, name, "active")), None),
+    )
 
 
 def activate(settings: Settings, name: str, release: int) -> str:
@@ -62,7 +68,7 @@ def shadow(settings: Settings, name: str, release: int | None) -> str:
     if release is not None:
         _release(settings, name, release)
     said = f"Nothing of {name} runs in shadow." if release is None else f"Release {release} of {name} runs in shadow."
-    return _changed(settings, name, lambda selected: replace(selected, shadow=release), said)
+    return _changed(settings, name, lambda selected: selected.shadowed(release), said)
 
 
 def rollback(settings: Settings, name: str) -> str:
@@ -71,37 +77,61 @@ def rollback(settings: Settings, name: str) -> str:
 
 
 def remove(settings: Settings, name: str, release: int) -> None:
-    """Take a release out."""
-    remove_pack(name, release, _writable_folder(settings), settings.packs.trusted_keys)
+    """Take a release out that neither serves, nor runs in shadow, nor is the way back."""
+    serving = _running(settings, name, "active", "shadow")
+    remove_pack(name, release, _writable_folder(settings), settings.packs.trusted_keys, serving=serving)
 
 
 def _changed(settings: Settings, name: str, change: Callable[[Selected], Selected], done: str) -> str:
     folder = _writable_folder(settings)
     before = dict(read_selection(folder))
-    serving = before.get(name) or Selected(_newest(settings, name))
-    after = change(serving)
+    chosen = before.get(name, Selected())
+    if chosen.active is None:
+        chosen = replace(chosen, active=_serving(settings, name, chosen))
+    after = change(chosen)
     write_selection(folder, before | {name: after})
     try:
-        return f"{done} {_told(settings, name)}"
+        return f"{done} {_told(settings, name, after)}"
     except InsiteError:
         write_selection(folder, before)
         # The daemon went on with what served; where it had to let go of it, this brings it back.
         with contextlib.suppress(InsiteError):
-            _told(settings, name)
+            _ask_daemon(settings, name)
         raise
 
 
-def _told(settings: Settings, name: str) -> str:
+def _told(settings: Settings, name: str, selected: Selected) -> str:
     """Have the running daemon do it; without one, replay the golden cases here: the next start must not fail."""
     try:
-        with OipClient(_target(settings), LOAD_SECONDS) as client:
-            client.load_pack(name, LOAD_SECONDS)
-    except InferenceUnavailableError:
-        selected = read_selection(settings.packs_folder)[name]
-        with PackRunner((), settings.inference.threads) as trial:
-            serve_best(_release(settings, name, selected.active), trial)
-        return "No daemon runs: its golden cases held here, and it will serve from the next start on."
+        _ask_daemon(settings, name)
+    except InferenceUnavailableError as error:
+        if not is_away(error):
+            raise
+        _rehearse(settings, name, selected)
+        return "No daemon runs: the golden cases held here, and this holds from the next start on."
     return "Its golden cases held on this machine."
+
+
+def _ask_daemon(settings: Settings, name: str) -> None:
+    with OipClient(_target(settings), LOAD_SECONDS) as client:
+        client.load_pack(name, LOAD_SECONDS)
+
+
+def _rehearse(settings: Settings, name: str, selected: Selected) -> None:
+    """Replay the golden cases of what the next start would serve, and of what it would run in shadow.
+
+    Raises:
+        PackError: They do not hold, or the next start would not try the release that was chosen.
+    """
+    installed = _of_name(settings, name)
+    tried = [pack.manifest.release for pack in in_order(installed, selected)]
+    if tried[:1] != [selected.active]:
+        _release(settings, name, selected.active)
+        raise PackError(f"The next start would not serve release {selected.active} of {name}.", "Choose another one.")
+    for pack in installed:
+        if pack.manifest.release in {selected.active, selected.shadow}:
+            with PackRunner((), settings.inference.threads) as trial:
+                serve_best(pack, trial)
 
 
 def _target(settings: Settings) -> str:
@@ -109,13 +139,24 @@ def _target(settings: Settings) -> str:
     return listen if listen.startswith("unix:") else f"unix://{settings.inference_socket}"
 
 
-def _newest(settings: Settings, name: str) -> int | None:
-    releases = [
-        each.manifest.release
-        for each in _installed(settings)
-        if isinstance(each, VerifiedPack) and each.manifest.name == name
+def _serving(settings: Settings, name: str, selected: Selected) -> int | None:
+    """What serves where nothing was chosen: what the daemon says, or what its next start would try first."""
+    installed = [each.manifest.release for each in in_order(_of_name(settings, name), selected)]
+    said = [release for release in _running(settings, name, "active") if release in installed]
+    return next(iter([*said, *installed]), None)
+
+
+def _running(settings: Settings, name: str, *states: str) -> Sequence[int]:
+    """Releases of a pack that the daemon listed in one of these states."""
+    return [
+        release
+        for (pack, release), line in _said_by_daemon(settings).items()
+        if pack == name and release is not None and line.get("state") in states
     ]
-    return max(releases, default=None)
+
+
+def _of_name(settings: Settings, name: str) -> Sequence[VerifiedPack]:
+    return [each for each in _installed(settings) if isinstance(each, VerifiedPack) and each.manifest.name == name]
 
 
 def _release(settings: Settings, name: str, release: int | None) -> VerifiedPack:

@@ -72,9 +72,11 @@ def orders_for(pack: VerifiedPack, store: EngineStore, host: EngineHost) -> Iter
         if TENSORRT_RTX in variant.runtimes:
             for path in (variant.file, *(task.head for task in pack.manifest.tasks)):
                 source = pack.manifest.files[path]
-                if not _is_good(store, source, host):
+                is_good = partial(_is_good, store, source, host)
+                if not is_good():
                     plan = BuildPlan(variant.precision, (host.compute_capability,))
-                    yield BuildOrder(pack.manifest.name, pack.folder / path, store.place_for(source, SUFFIX), plan)
+                    engine = store.place_for(source, SUFFIX)
+                    yield BuildOrder(pack.manifest.name, pack.folder / path, engine, plan, is_good)
 
 
 def write_progress(file: Path, progress: Sequence[BuildProgress]) -> None:

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+APPLICATION_XIDS = frozenset({13, 31, 43, 45})
+"""XIDs that a faulty program causes on a sound GPU: an exception in a kernel, a page fault of its memory, a channel
+stopped because of it, and the clean-up after it. NVIDIA, "XID Errors"; any program on the GPU can raise them."""
+
 
 @dataclass(frozen=True, slots=True)
 class GpuState:
@@ -16,7 +20,7 @@ class GpuState:
         power_watts: Drawn now.
         throttled: Why its clocks are held down (`thermal`, `power`, `hardware`); empty when they are not.
         ecc_errors: Uncorrected memory errors since the driver was loaded.
-        xid_errors: Critical errors that the driver reported since we listen.
+        xid_errors: Critical errors that the driver reported since we listen, those of programs among them.
     """
 
     name: str
@@ -35,4 +39,4 @@ class GpuState:
     @property
     def sound(self) -> bool:
         """Whether it reported no error that makes its results doubtful."""
-        return not self.ecc_errors and not self.xid_errors
+        return not self.ecc_errors and APPLICATION_XIDS.issuperset(self.xid_errors)

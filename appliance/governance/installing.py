@@ -1,12 +1,13 @@
 """Puts packs into the folder of installed packs and takes them out of it: whole, verified, or not at all."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from appliance.domain.errors import PackError
-from appliance.domain.manifest import VerifiedPack
-from appliance.governance.selection import Selected, read_selection, write_selection
+from appliance.domain.manifest import PackManifest, VerifiedPack
+from appliance.governance.selection import Selected, in_order, read_selection, write_selection
 from appliance.packs.open import KEYS_FOLDER, PackProblem, installed_packs, open_pack
 
 
@@ -21,10 +22,20 @@ def prepare_folder(packs: Path, shipped: Path) -> None:
                 (packs / each.name).symlink_to(each.resolve())
 
 
-def install_pack(source: Path, packs: Path, trusted_keys: Sequence[Path], *, allow_unvalidated: bool) -> VerifiedPack:
-    """Copy a pack among the installed ones; it serves only when it is activated, or is the newest at the next start.
+def install_pack(
+    source: Path,
+    packs: Path,
+    trusted_keys: Sequence[Path],
+    *,
+    allow_unvalidated: bool,
+    serving: Callable[[str], int | None] = lambda _: None,
+) -> VerifiedPack:
+    """Copy a pack among the installed ones; it serves when it is activated, or is the only release at the next start.
 
     What is copied is verified where it will lie, so that what was verified is what is installed.
+
+    Args:
+        serving: The release of a pack that the daemon says it serves, which stays chosen; None where it says nothing.
 
     Raises:
         PackError: It may not serve, or this release is installed already.
@@ -48,21 +59,31 @@ def install_pack(source: Path, packs: Path, trusted_keys: Sequence[Path], *, all
         raise PackError(f"The pack {source} can't be copied: {error}.", "Make room, or check the medium.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    _keep_what_serves(packs, trusted_keys, manifest.name, manifest.release)
+    _keep_what_serves(packs, trusted_keys, manifest, serving(manifest.name))
     return open_pack(target, trusted_keys, allow_unvalidated=allow_unvalidated)
 
 
-def remove_pack(name: str, release: int, packs: Path, trusted_keys: Sequence[Path]) -> None:
+def remove_pack(
+    name: str, release: int, packs: Path, trusted_keys: Sequence[Path], *, serving: Collection[int] = ()
+) -> None:
     """Take a release out of the folder.
 
+    Args:
+        serving: Releases of the pack that the daemon says it runs; they stay, whatever was chosen.
+
     Raises:
-        PackError: It is active or in shadow, or not installed.
+        PackError: It is active, in shadow or the way back, or not installed.
     """
     selected = read_selection(packs).get(name, Selected())
     installed = _of_name(packs, trusted_keys, name)
-    active = selected.active or max((each.manifest.release for each in installed), default=None)
-    if release in {active, selected.shadow}:
+    first = [each.manifest.release for each in in_order(installed, selected)][:1]
+    if release in {selected.active, selected.shadow, *first, *serving}:
         raise PackError(f"Release {release} of the pack {name} is in use.", "Activate another one first.")
+    if release == selected.previous:
+        raise PackError(
+            f"Release {release} of the pack {name} is the way back, should release {selected.active} fail.",
+            "It can be removed once a third release is active.",
+        )
     found = next((each for each in installed if each.manifest.release == release), None)
     if found is None:
         raise PackError(f"Release {release} of the pack {name} is not installed.", "`insite packs list` lists what is.")
@@ -75,15 +96,17 @@ def remove_pack(name: str, release: int, packs: Path, trusted_keys: Sequence[Pat
     shutil.rmtree(gone)
 
 
-def _keep_what_serves(packs: Path, trusted_keys: Sequence[Path], name: str, installed: int) -> None:
-    """An installation activates nothing: where none was chosen, what was the newest until now stays chosen."""
+def _keep_what_serves(packs: Path, trusted_keys: Sequence[Path], new: PackManifest, serving: int | None) -> None:
+    """An installation activates nothing: where none was chosen, what serves, or would, stays chosen."""
     selection = dict(read_selection(packs))
-    if selection.get(name, Selected()).active is not None:
+    selected = selection.get(new.name, Selected())
+    if selected.active is not None:
         return
-    others = [each.manifest.release for each in _of_name(packs, trusted_keys, name)]
-    before = [release for release in others if release != installed]
-    if before:
-        write_selection(packs, selection | {name: Selected(max(before))})
+    others = [each for each in _of_name(packs, trusted_keys, new.name) if each.manifest.release != new.release]
+    candidates = [each.manifest.release for each in in_order(others, selected)]
+    if candidates:
+        active = serving if serving in candidates else candidates[0]
+        write_selection(packs, selection | {new.name: replace(selected, active=active)})
 
 
 def _of_name(packs: Path, trusted_keys: Sequence[Path], name: str) -> list[VerifiedPack]:

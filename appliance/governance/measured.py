@@ -7,11 +7,13 @@ whatever changes, it is made again. The file is a cache: damaged or lost, it is 
 import json
 import os
 import platform
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from appliance.inference.runner import Choice
 from appliance.inference.scheduler import Batching
+from appliance.telemetry import logger_for
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -49,11 +51,16 @@ class Measured:
             return None
 
     def keep(self, pack_digest: str, choice: Choice, batching: Batching) -> None:
-        """Remember a measurement."""
+        """Remember a measurement; where it can't be written it is made again at the next start."""
         values = self._all() | {self._key(pack_digest, choice): asdict(batching)}
         draft = self.file.with_name(f".{self.file.name}.{os.getpid()}")
-        draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        draft.replace(self.file)
+        try:
+            draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            draft.replace(self.file)
+        except OSError as error:  # a full disk is no reason to refuse a pack
+            logger_for("inference").error("the measurement can't be kept", file=str(self.file), reason=str(error))
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
 
     def _key(self, pack_digest: str, choice: Choice) -> str:
         return f"{pack_digest} {choice.precision} {choice.runtime} {choice.version} {self.machine}"

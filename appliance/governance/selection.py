@@ -38,7 +38,20 @@ class Selected:
         """
         if self.previous is None:
             raise PackError("No earlier release was active.", "Name one with `insite packs activate`.")
-        return replace(self, active=self.previous, previous=self.active)
+        return self.activated(self.previous)
+
+    def shadowed(self, release: int | None) -> "Selected":
+        """With a release in shadow, or none.
+
+        Raises:
+            PackError: It is the active one: it can't be compared with itself.
+        """
+        if release is not None and release == self.active:
+            raise PackError(
+                f"Release {release} is the active one: it can't run in its own shadow.",
+                "Name another release, or activate another one first.",
+            )
+        return replace(self, shadow=release)
 
 
 def read_selection(packs: Path) -> Mapping[str, Selected]:
@@ -50,7 +63,7 @@ def read_selection(packs: Path) -> Mapping[str, Selected]:
     file = packs / FILE
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        return {str(name): Selected(**{key: _release(each[key]) for key in each}) for name, each in values.items()}
+        return {str(name): _selected(each) for name, each in values.items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -70,17 +83,22 @@ def write_selection(packs: Path, selection: Mapping[str, Selected]) -> None:
 
 
 def in_order(packs: Sequence[VerifiedPack], selected: Selected) -> Sequence[VerifiedPack]:
-    """Releases of one pack in the order in which they are tried: active, previous, then the newest first.
+    """Releases of one pack in the order in which they are tried.
 
-    A release that runs in shadow is never tried.
+    Where one was chosen, only that one and the one that served before: an installation activates nothing, not even
+    when the chosen release fails. Where none was chosen, the newest first. What runs in shadow is never tried.
     """
+    by_release = {pack.manifest.release: pack for pack in packs if pack.manifest.release != selected.shadow}
+    if selected.active is None:
+        return [by_release[release] for release in sorted(by_release, reverse=True)]
+    chosen = dict.fromkeys((selected.active, selected.previous))
+    return [by_release[release] for release in chosen if release in by_release]
 
-    def rank(pack: VerifiedPack) -> tuple[int, int]:
-        release = pack.manifest.release
-        first = 0 if release == selected.active else 1 if release == selected.previous else 2
-        return first, -release
 
-    return sorted((pack for pack in packs if pack.manifest.release != selected.shadow), key=rank)
+def _selected(values: Mapping[str, object]) -> Selected:
+    selected = Selected(**{key: _release(values[key]) for key in values})
+    # What serves is not its own shadow, whoever wrote the file.
+    return replace(selected, shadow=None) if selected.shadow == selected.active else selected
 
 
 def _release(value: object) -> int | None:

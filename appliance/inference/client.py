@@ -134,7 +134,7 @@ class OipClient:
         try:
             return self._once(method, request, what)
         except InferenceUnavailableError as error:
-            if not _is_away(error):
+            if not is_away(error):
                 raise
             if not self._is_back():
                 raise InferenceUnavailableError(
@@ -158,6 +158,7 @@ class OipClient:
             raise error_from_status(error.code(), error.details() or "", what) from error
 
 
-def _is_away(error: InferenceUnavailableError) -> bool:
+def is_away(error: InferenceUnavailableError) -> bool:
+    """Whether nobody answered; a daemon that was too slow, too busy or told to stop is there."""
     cause: Any = error.__cause__
-    return bool(cause.code() is grpc.StatusCode.UNAVAILABLE)
+    return isinstance(cause, grpc.RpcError) and cause.code() is grpc.StatusCode.UNAVAILABLE

@@ -11,29 +11,38 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from appliance.domain.errors import EngineFileError
 from appliance.inference.engine_build import BuildPlan, build_engine
-from appliance.inference.engine_file import engine_metadata
+from appliance.inference.engine_file import clear_drafts, engine_metadata
+from appliance.telemetry import logger_for
 
 LOWEST = 19
 """nice(2): whatever serves comes first."""
 ATTEMPTS = 2
 """A build that fails twice in one life of the daemon is left alone: ONNX Runtime serves."""
+_OUR_FAULT = "The daemon failed; its log says why."
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOrder:
-    """A graph on disk, the engine to make of it, and how. `pack` is told when it is done."""
+    """A graph on disk, the engine to make of it, and how.
+
+    Attributes:
+        pack: Whose it is; told when its last engine is done.
+        is_good: Whether the engine is there and fits. Asked before a build, which is left out then, and after it.
+            Without it every order is built, and a description beside the engine is enough.
+    """
 
     pack: str
     graph: Path
     engine: Path
     plan: BuildPlan
+    is_good: Callable[[], bool] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +62,8 @@ class EngineBuilds:
     """Builds one engine after the other, from `with` to the end of it; the child ends with it.
 
     Args:
-        told: Called at each change, by the building thread.
-        built: Called with the pack's name when an engine of it is ready.
+        told: Called at each change, by one thread at a time.
+        built: Called with the pack's name when the last of its engines that were ordered is done, and any is new.
         command: In place of our own child, in tests.
     """
 
@@ -68,8 +77,13 @@ class EngineBuilds:
         self._told = told
         self._built = built
         self._command = tuple(command)
+        self._log = logger_for("inference")
         self._changed = threading.Condition()
+        self._telling = threading.Lock()
         self._orders: list[BuildOrder] = []
+        self._under_way: BuildOrder | None = None
+        self._failed: set[Path] = set()
+        self._new: set[str] = set()
         self._progress: dict[str, BuildProgress] = {}
         self._process: subprocess.Popen[str] | None = None
         self._closed = False
@@ -96,11 +110,18 @@ class EngineBuilds:
         return process.pid if process is not None else None
 
     def order(self, order: BuildOrder) -> None:
-        """Have an engine built after those that were ordered before."""
-        with self._changed:
-            self._orders.append(order)
-            self._changed.notify_all()
-        self._say(BuildProgress(order.pack, order.engine.name, "waiting"))
+        """Have an engine built after those that were ordered before.
+
+        Nothing happens when this is ordered already, or the engine failed its attempts.
+        """
+        with self._telling:  # so that it is told to wait before it is told to be built
+            with self._changed:
+                if order in self._orders or order == self._under_way or order.engine in self._failed:
+                    return
+                self._orders.append(order)
+                self._progress[order.engine.name] = BuildProgress(order.pack, order.engine.name, "waiting")
+                self._changed.notify_all()
+            self._tell()
 
     def order_all(self, orders: Iterable[BuildOrder]) -> None:
         """Have several engines built, in their order."""
@@ -113,63 +134,118 @@ class EngineBuilds:
             return tuple(self._progress.values())
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._orders)
-                if self._closed:
-                    return
-                order = self._orders.pop(0)
-            self._build(order)
+        while (order := self._next()) is not None:
+            for part in (self._build, self._hand_over):
+                try:
+                    part(order)
+                except Exception:  # noqa: BLE001 - the top of the thread's loop: the next order must not wait for ever
+                    self._log.exception("building engines failed", pack=order.pack, engine=order.engine.name)
+
+    def _next(self) -> BuildOrder | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._orders)
+            if self._closed:
+                return None
+            self._under_way = self._orders.pop(0)
+            return self._under_way
 
     def _build(self, order: BuildOrder) -> None:
+        reason = _OUR_FAULT
+        try:
+            reason = self._made(order)
+        finally:
+            with self._changed:
+                self._under_way = None
+                if reason:
+                    self._failed.add(order.engine)
+                else:
+                    self._new.add(order.pack)
+            if not self._closed:
+                state = "failed" if reason else "built"
+                self._say(BuildProgress(order.pack, order.engine.name, state, reason=reason))
+
+    def _hand_over(self, order: BuildOrder) -> None:
+        """Tell the pack of its new engines, once: each time it is told it is replayed whole."""
+        with self._changed:
+            waits = any(each.pack == order.pack for each in self._orders)
+            if self._closed or waits or order.pack not in self._new:
+                return
+            self._new.remove(order.pack)
+        self._built(order.pack)
+
+    def _made(self, order: BuildOrder) -> str:
+        """Build, unless another order did meanwhile; why every attempt failed, or nothing."""
+        if order.engine in self._failed:
+            return self._progress[order.engine.name].reason or _OUR_FAULT
+        if order.is_good is not None and order.is_good():
+            return ""
         reason = ""
         for _ in range(ATTEMPTS):
             reason = self._attempt(order)
-            if self._closed:
-                return
-            if not reason:
-                self._say(BuildProgress(order.pack, order.engine.name, "built"))
-                self._built(order.pack)
-                return
-        self._say(BuildProgress(order.pack, order.engine.name, "failed", reason=reason))
+            if self._closed or not reason:
+                break
+        return reason
 
     def _attempt(self, order: BuildOrder) -> str:
         """Build once in a child; why it failed, or nothing."""
         with self._changed:
             if self._closed:
                 return "The daemon is stopping."
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                    errors="replace",
+                )
+            except OSError as error:
+                return f"The building process can't be started: {error}."
+        process = self._process
         reason = "It ended without a word."
-        with self._process as process:
-            with contextlib.suppress(BrokenPipeError):
-                json.dump(_values(order), process.stdin)  # type: ignore[arg-type]
-                process.stdin.close()  # type: ignore[union-attr]
-            for line in process.stdout or ():
-                reason = self._heard(order, line, reason)
-        status = process.returncode
-        with self._changed:
-            self._process = None
-        if status == 0 and _is_there(order.engine):
-            return ""
-        return f"The building process died of signal {-status}." if status < 0 else reason
+        try:
+            with process:
+                with contextlib.suppress(BrokenPipeError):
+                    json.dump(_values(order), process.stdin)  # type: ignore[arg-type]
+                    process.stdin.close()  # type: ignore[union-attr]
+                for line in process.stdout or ():
+                    reason = self._heard(order, line, reason)
+        finally:
+            with self._changed:
+                self._process = None
+            clear_drafts(order.engine.parent, process.pid)
+        if process.returncode < 0:
+            return f"The building process died of signal {-process.returncode}."
+        if process.returncode > 0:
+            return reason
+        if order.is_good is not None and not order.is_good():
+            return "It was built, and does not fit this machine."
+        return "" if _is_there(order.engine) else reason
 
     def _heard(self, order: BuildOrder, line: str, reason: str) -> str:
         try:
             said = json.loads(line)
-        except ValueError:
+            if "reason" in said:
+                return str(said["reason"])
+            phase, step, steps = str(said["phase"]), int(said["step"]), int(said["steps"])
+        except (ValueError, TypeError, KeyError):  # a word of the library's own
             return reason
-        if "reason" in said:
-            return str(said["reason"])
         now = BuildProgress(order.pack, order.engine.name, "building")
-        self._say(replace(now, phase=str(said["phase"]), step=int(said["step"]), steps=int(said["steps"])))
+        self._say(replace(now, phase=phase, step=step, steps=steps))
         return reason
 
     def _say(self, progress: BuildProgress) -> None:
-        with self._changed:
-            self._progress[progress.engine] = progress
-        self._told(self.progress())
+        with self._telling:
+            with self._changed:
+                self._progress[progress.engine] = progress
+            self._tell()
+
+    def _tell(self) -> None:
+        try:
+            self._told(self.progress())
+        except OSError as error:  # a full disk stops no build
+            self._log.error("the progress of builds can't be written", reason=str(error))
 
 
 def main() -> int:

@@ -6,7 +6,9 @@ Nothing here needs a driver or a runtime: whatever can be refused is refused bef
 import hashlib
 import json
 import os
+import re
 import struct
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ DESCRIPTION_SUFFIX = ".json"
 _MAGIC = b"vtrt"
 _HEADER = struct.Struct("<4s4xQQ4B4s")
 """As engines of TensorRT for RTX 1.7 begin: magic, format, the file's whole size, four parts of the version, magic."""
+
+_DRAFT = re.compile(r"\..+\.engine(?:\.json)?\.(\d+)")
+"""As `_replace` names what it writes, with the process that does."""
 
 _REBUILD = "Build the engine again on this machine."
 
@@ -53,6 +58,15 @@ def write_engine(engine: Path, data: memoryview, metadata: EngineMetadata) -> No
     description_of(engine).unlink(missing_ok=True)
     _replace(engine, data)
     _replace(description_of(engine), (json.dumps(values, indent=2) + "\n").encode())
+
+
+def clear_drafts(folder: Path, process: int | None = None) -> None:
+    """Remove what killed builders left half-written in a folder: all of it, or that of one process."""
+    for draft in folder.glob(".*"):
+        match = _DRAFT.fullmatch(draft.name)
+        if match and (process is None or int(match[1]) == process):
+            with suppress(OSError):  # it is never read; it only takes room
+                draft.unlink()
 
 
 def description_of(engine: Path) -> Path:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -60,7 +59,7 @@ class TensorRt:
         host: What this machine can run.
         cuda: Opens the device's memory; called when the first engine that fits is loaded.
         gpu: Its state, for the memory budget; None when unknown.
-        trial: Loads a file in a child process first; raises when the child did not survive it.
+        trial: Loads a file's name and checked bytes in a child process first; raises when it did not survive them.
         library: Stands in for the library in tests.
     """
 
@@ -72,7 +71,7 @@ class TensorRt:
         cuda: Callable[[], Cuda],
         *,
         gpu: Callable[[], GpuState | None],
-        trial: Callable[[Path], None],
+        trial: Callable[[str, bytes], None],
         library: Any = None,
     ) -> None:
         self._name = name
@@ -108,7 +107,7 @@ class TensorRt:
             )
         metadata, data = checked_engine(file, source, self._host)
         self._check_gpu(metadata, title)
-        self._trial(file)
+        self._trial(file.name, data)
         engine = self._opened().deserialize_cuda_engine(data)
         if engine is None:
             raise EngineFileError(

@@ -4,15 +4,19 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from appliance.daemons.packs import activate, install, list_packs, remove, rollback, shadow, verify
-from appliance.domain.errors import InsiteError, PackError, SignatureError
-from appliance.governance.selection import FILE, read_selection
+from appliance.domain.errors import InferenceUnavailableError, InsiteError, PackError, SignatureError
+from appliance.governance.selection import FILE, Selected, read_selection
 from appliance.inference.client import OipClient
+from appliance.inference.generated import open_inference_pb2_grpc as oip_grpc
 from appliance.settings import Settings
 from tests.fakes.inference_daemon import running, settings_for
 from tests.fakes.tiny_pack import TinyPack, bright_picture, rewritten, tiny_pack
@@ -44,6 +48,27 @@ def spoilt(pack: TinyPack) -> TinyPack:
     cases = pack.folder / "golden" / "cases.json"
     cases.write_text(json.dumps(json.loads(cases.read_text()) | {"cases": [{"name": "a"}, {"name": "b"}]}))
     return rewritten(pack)
+
+
+@contextmanager
+def refusing(settings: Settings, code: grpc.StatusCode) -> Iterator[None]:
+    """A server on the daemon's socket that ends every load with a code."""
+
+    class Refusing(oip_grpc.GRPCInferenceServiceServicer):
+        """Is there, and does not do it."""
+
+        def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
+            context.abort(code, "not now")
+
+    settings.inference_socket.parent.mkdir(parents=True, exist_ok=True)
+    server = grpc.server(ThreadPoolExecutor(1))
+    oip_grpc.add_GRPCInferenceServiceServicer_to_server(Refusing(), server)  # type: ignore[no-untyped-call]
+    server.add_insecure_port(f"unix://{settings.inference_socket}")
+    server.start()
+    try:
+        yield
+    finally:
+        server.stop(None).wait()
 
 
 def states(settings: Settings) -> dict[int | None, str]:
@@ -145,6 +170,99 @@ def test_a_shadow_answers_unseen(settings: Settings, second: TinyPack) -> None:
         shadow(settings, "chest-xray", None)
     assert set(releases) == {1}
     assert states(settings) == {1: "active", 2: "installed"}
+
+
+@pytest.mark.parametrize("daemon", [True, False])
+def test_a_rollback_ends_the_shadow_of_the_release_that_comes_back(
+    settings: Settings, second: TinyPack, *, daemon: bool
+) -> None:
+    """The release before serves again although it ran in shadow, with a daemon and without one."""
+    install(settings, second.folder)
+    with running(settings) if daemon else nullcontext():
+        activate(settings, "chest-xray", 2)
+        shadow(settings, "chest-xray", 1)
+        assert states(settings) == {1: "shadow", 2: "active"}
+        rollback(settings, "chest-xray")
+        assert states(settings) == {1: "active", 2: "installed"}
+    assert read_selection(settings.packs_folder)["chest-xray"] == Selected(active=1, previous=2)
+    with running(settings) as client:
+        assert client.infer("chest-xray.guard", bright_picture()).provenance.release == 1
+
+
+def test_a_release_is_not_its_own_shadow(settings: Settings) -> None:
+    """The active release is refused as shadow; a file that says so all the same does not stop it."""
+    with pytest.raises(PackError, match="can't run in its own shadow"):
+        shadow(settings, "chest-xray", 1)
+    (settings.packs_folder / FILE).write_text('{"chest-xray": {"active": 1, "shadow": 1}}')
+    with running(settings) as client:
+        assert client.served()
+
+
+def test_without_a_daemon_a_shadow_is_replayed_too(settings: Settings, second: TinyPack) -> None:
+    """What is said to run in shadow from the next start on has reproduced its own golden cases."""
+    install(settings, spoilt(second).folder)
+    with pytest.raises(InsiteError, match="golden inputs"):
+        shadow(settings, "chest-xray", 2)
+    assert states(settings) == {1: "active", 2: "installed"}
+
+
+def test_a_refusal_without_a_daemon_leaves_no_selection(tmp_path: Path, first: TinyPack) -> None:
+    """Where nothing was chosen before, a release that fails leaves it so, and its own reason is told."""
+    site = settings_for(tmp_path / "site", first)
+    site.packs_folder.mkdir(parents=True)
+    install(site, spoilt(first).folder)
+    with pytest.raises(InsiteError, match="golden inputs"):
+        activate(site, "chest-xray", 1)
+    assert read_selection(site.packs_folder) == {}
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED])
+def test_a_busy_daemon_is_not_told_as_none(settings: Settings, second: TinyPack, code: grpc.StatusCode) -> None:
+    """A daemon that is too slow or too busy is there: the change is undone and the reason told, nothing is promised."""
+    install(settings, second.folder)
+    before = (settings.packs_folder / FILE).read_text()
+    with refusing(settings, code), pytest.raises(InferenceUnavailableError, match="not now"):
+        activate(settings, "chest-xray", 2)
+    assert (settings.packs_folder / FILE).read_text() == before
+
+
+def test_only_what_was_chosen_or_served_before_is_tried(settings: Settings, second: TinyPack) -> None:
+    """A release that was only installed does not serve when the chosen one fails; the list says what to do."""
+    install(settings, second.folder)
+    activate(settings, "chest-xray", 1)
+    (settings.packs_folder / "chest-xray-1" / "MODEL_CARD.md").write_text("something else")
+    with running(settings) as client:
+        assert client.served() == ()
+    listed = json.loads((settings.state / "run" / "packs.json").read_text())
+    reason = next(each["reason"] for each in listed if each["release"] == 2)
+    assert reason.startswith("Release 1 was chosen and does not serve.")
+
+
+def test_what_the_daemon_serves_stays_chosen(tmp_path: Path, first: TinyPack, second: TinyPack) -> None:
+    """Where the newest release fails and nothing was chosen, an installation keeps the older one that serves."""
+    site = settings_for(tmp_path / "site", first)
+    site.packs_folder.mkdir(parents=True)
+    for release, pack in ((1, first), (2, spoilt(second))):
+        shutil.copytree(pack.folder, site.packs_folder / f"chest-xray-{release}")
+    third = tiny_pack(tmp_path / "medium" / "3", release=3, keys=first.keys)
+    with running(site) as client:
+        assert client.infer("chest-xray.guard", bright_picture()).provenance.release == 1
+        with pytest.raises(PackError, match="in use"):
+            remove(site, "chest-xray", 1)
+        install(site, third.folder)
+    assert read_selection(site.packs_folder)["chest-xray"].active == 1
+
+
+def test_the_way_back_is_not_removed(settings: Settings, second: TinyPack, tmp_path: Path) -> None:
+    """The release before the active one stays until a third is active."""
+    install(settings, second.folder)
+    activate(settings, "chest-xray", 2)
+    with pytest.raises(PackError, match=r"is the way back, should release 2 fail"):
+        remove(settings, "chest-xray", 1)
+    install(settings, tiny_pack(tmp_path / "medium" / "3", release=3, keys=second.keys).folder)
+    activate(settings, "chest-xray", 3)
+    remove(settings, "chest-xray", 1)
+    assert states(settings) == {2: "installed", 3: "active"}
 
 
 def test_only_what_is_not_in_use_is_removed(settings: Settings, second: TinyPack) -> None:

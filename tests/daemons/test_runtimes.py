@@ -21,7 +21,7 @@ from appliance.inference.runner import PackRunner
 from appliance.inference.tensorrt_engine import TENSORRT_RTX, TensorRt
 from appliance.packs.open import open_pack
 from tests.fakes.fake_gpu import FAKE_TENSORRT, HOST, FakeCuda, FakeNvml, fake_engine
-from tests.fakes.inference_daemon import settings_for
+from tests.fakes.inference_daemon import running, settings_for
 from tests.fakes.tiny_pack import bright_picture, rewritten, tiny_pack
 
 GPU = GpuState("NVIDIA L4", "GPU-1", "8.9", "580", 24 << 30, 20 << 30)
@@ -44,7 +44,7 @@ def test_on_a_gpu_encoder_and_heads_are_served_by_engines(pack: VerifiedPack, tm
     cuda = FakeCuda()
     store = EngineStore(tmp_path / "engines", (), lambda _: None)
     runtime = TensorRt(
-        TENSORRT_RTX, store, HOST, lambda: cuda, gpu=lambda: GPU, trial=lambda _: None, library=FAKE_TENSORRT
+        TENSORRT_RTX, store, HOST, lambda: cuda, gpu=lambda: GPU, trial=lambda *_: None, library=FAKE_TENSORRT
     )
     with PackRunner((), runtimes=[runtime, OnnxRuntimeCpu(1)]) as runner:
         serving = serve_best(pack, runner)
@@ -92,6 +92,29 @@ def test_a_folder_that_others_can_write_is_not_trusted(tmp_path: Path) -> None:
     folder.chmod(0o770)
     with pytest.raises(SettingsError, match="written by others"):
         engine_store(settings)
+
+
+def test_what_a_killed_builder_left_is_cleared_at_the_next_start(tmp_path: Path) -> None:
+    """Half-written engines and descriptions go; whole ones, and files of others, stay."""
+    settings = settings_for(tmp_path)
+    folder = engine_store(settings).built
+    engine = fake_engine(folder, b"graph")
+    for left in (f".{engine.name}.4711", f".{engine.name}.json.4711"):
+        (folder / left).write_bytes(b"half")
+    (folder / ".notes.4711").touch()
+    with running(settings):
+        pass
+    assert {each.name for each in folder.iterdir()} == {engine.name, f"{engine.name}.json", ".notes.4711"}
+
+
+def test_an_order_knows_when_its_engine_is_good(pack: VerifiedPack, tmp_path: Path) -> None:
+    """What was ordered is asked for again before it is built: it may have come meanwhile."""
+    store = EngineStore(tmp_path / "engines", (), lambda _: None)
+    first = next(iter(orders_for(pack, store, HOST)))
+    assert first.is_good is not None
+    assert not first.is_good()
+    fake_engine(tmp_path / "engines", first.graph.read_bytes())
+    assert first.is_good()
 
 
 def test_progress_is_left_where_the_page_reads_it(tmp_path: Path) -> None:

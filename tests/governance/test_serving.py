@@ -74,6 +74,17 @@ def test_the_fastest_that_is_right_serves(
     assert len(serving.rejected) == (1 if reason else 0)
 
 
+def test_a_measurement_that_cannot_be_kept_refuses_nothing(pack: VerifiedPack, tmp_path: Path) -> None:
+    """On a full disk a pack is measured, and served; the next start measures it again."""
+    file = tmp_path / "gone" / "measured.json"
+    with PackRunner((), 1) as runner:
+        assert serve_best(pack, runner, Measured(file, "m")).report.cases
+    file.mkdir(parents=True)
+    with PackRunner((), 1) as runner:
+        assert serve_best(pack, runner, Measured(file, "m")).report.cases
+    assert [each.name for each in file.parent.iterdir()] == ["measured.json"]
+
+
 def test_what_is_measured_is_remembered(pack: VerifiedPack, tmp_path: Path) -> None:
     """The first start measures every way to serve, the next one none; another machine measures again."""
     runs: list[str] = []

@@ -13,6 +13,7 @@ import pytest
 from appliance.domain.engine_file import EngineHost, EngineRefusal
 from appliance.domain.errors import EngineFileError, PackContentError, SignatureError
 from appliance.domain.gpu import GpuState
+from appliance.governance.installing import prepare_folder
 from appliance.inference.cuda import CudaRuntime, DeviceArray
 from appliance.inference.engine_build import SUFFIX, BuildPlan, build_engine
 from appliance.inference.engine_store import EngineStore
@@ -40,7 +41,7 @@ def tensorrt(
     host: EngineHost = HOST,
     free: int = 6 << 30,
     xids: tuple[int, ...] = (),
-    trial: Callable[[Path], None] = lambda _: None,
+    trial: Callable[[str, bytes], None] = lambda *_: None,
     name: str = TENSORRT_RTX,
 ) -> tuple[TensorRt, FakeCuda]:
     """The runtime on a fake GPU, with the engines that lie in a folder."""
@@ -157,8 +158,8 @@ def test_an_engine_that_does_not_fit_is_never_opened(
 ) -> None:
     """Another GPU, another version, no GPU, too little memory: refused before the library sees a byte."""
     fake_engine(tmp_path, GRAPH)
-    opened: list[Path] = []
-    runtime, _ = tensorrt(tmp_path, trial=opened.append, **changes)  # type: ignore[arg-type]
+    opened: list[str] = []
+    runtime, _ = tensorrt(tmp_path, trial=lambda name, _: opened.append(name), **changes)  # type: ignore[arg-type]
     with pytest.raises(EngineFileError) as refused:
         runtime.load(GRAPH, title="encoder.onnx", precision="fp32")
     assert refused.value.refusal is refusal
@@ -171,25 +172,41 @@ def test_an_engine_that_was_not_built_yet_leaves_the_pack_to_others(tmp_path: Pa
         tensorrt(tmp_path)[0].load(GRAPH, title="encoder.onnx", precision="fp32")
 
 
-def test_a_file_that_brings_its_reader_down_is_found_out_by_a_child(tmp_path: Path) -> None:
+def test_a_file_that_brings_its_reader_down_is_found_out_by_a_child() -> None:
     """The first load happens in a child process: when that one dies, hangs or can't read, the daemon lives on."""
-    file = fake_engine(tmp_path, GRAPH)
+    data = bytes(1 << 20)  # more than a pipe holds, for a child that does not read it
     for code, how, seconds in (
         ("import os; os.abort()", "died of signal 6", 60),
         ("import sys; sys.exit('not an engine')", r"could not read it \(status 1\) not an engine", 60),
         ("import time; time.sleep(60)", "not done with it after 0.5 s", 0.5),
     ):
         with pytest.raises(EngineFileError, match=how) as refused:
-            try_engine("tensorrt-rtx", file, command=(sys.executable, "-c", code), seconds=seconds)
+            try_engine("tensorrt-rtx", "e.engine", data, command=(sys.executable, "-c", code), seconds=seconds)
         assert refused.value.refusal is EngineRefusal.CRASHED
-    try_engine("tensorrt-rtx", file, command=(sys.executable, "-c", "pass"))
+    code = "import sys; sys.exit(sys.stdin.buffer.read() != bytes(1 << 20))"
+    try_engine("tensorrt-rtx", "e.engine", data, command=(sys.executable, "-c", code))
+
+
+def test_the_child_tries_the_bytes_that_were_checked(tmp_path: Path) -> None:
+    """A file that is exchanged after it was checked reaches neither the child nor the daemon."""
+    file = fake_engine(tmp_path, GRAPH)
+    checked = file.read_bytes()
+    tried: list[bytes] = []
+
+    def exchange(name: str, data: bytes) -> None:
+        file.write_bytes(b"another one")
+        tried.append(data)
+        assert name == file.name
+
+    tensorrt(tmp_path, trial=exchange)[0].load(GRAPH, title="encoder.onnx", precision="fp32").close()
+    assert tried == [checked]
 
 
 def test_the_real_library_cannot_read_it_here(tmp_path: Path) -> None:
     """The child with the real library refuses a file that is no engine."""
     file = fake_engine(tmp_path, GRAPH)
     with pytest.raises(EngineFileError, match="could not read it"):
-        try_engine("tensorrt-rtx", file)
+        try_engine("tensorrt-rtx", file.name, file.read_bytes())
 
 
 def test_a_shipped_engine_needs_a_signature(tmp_path: Path) -> None:
@@ -214,6 +231,20 @@ def test_a_shipped_engine_needs_a_signature(tmp_path: Path) -> None:
     built = fake_engine(tmp_path / "built", GRAPH)
     assert store.find(source, TENSORRT_RTX) == built
     assert store.find(source, "tensorrt") is None
+
+
+def test_an_engine_that_came_with_the_software_is_found(tmp_path: Path) -> None:
+    """Shipped packs are linked into the folder of installed ones; what a removal left there is passed over."""
+    shipped = fake_engine(tmp_path / "software" / "chest-xray", GRAPH)
+    folder = tmp_path / "packs"
+    store = EngineStore(tmp_path / "built", (folder,), lambda _: None)
+    source = hashlib.sha256(GRAPH).hexdigest()
+    assert store.find(source, TENSORRT_RTX) is None
+    fake_engine(folder / ".removed-chest-xray", GRAPH)
+    assert store.find(source, TENSORRT_RTX) is None
+    prepare_folder(tmp_path / "linked", tmp_path / "software")
+    linked = EngineStore(tmp_path / "built", (tmp_path / "linked",), lambda _: None)
+    assert linked.find(source, TENSORRT_RTX) == shipped
 
 
 def test_the_host_names_the_installed_library() -> None:

@@ -45,6 +45,15 @@ def test_a_gpu_in_trouble_says_so() -> None:
     assert again.xid_errors == (79, 31)
 
 
+@pytest.mark.parametrize(("xids", "sound"), [((13, 31, 43, 45), True), ((48,), False), ((31, 79), False)])
+def test_a_faulty_program_does_not_condemn_the_gpu(xids: tuple[int, ...], sound: bool) -> None:  # noqa: FBT001 - a case
+    """XIDs that a program caused are listed and counted; those of the hardware make the GPU unsound."""
+    with GpuMonitor(library=FakeNvml(xids=xids)) as monitor:
+        state = monitor.state()
+    assert state is not None
+    assert (state.xid_errors, state.sound) == (xids, sound)
+
+
 def test_what_a_gpu_cannot_say_is_left_out() -> None:
     """A GPU without ECC or power sensor is no error."""
     silent = frozenset({"nvmlDeviceGetTotalEccErrors", "nvmlDeviceGetPowerUsage", "nvmlEventSetCreate"})
