@@ -18,7 +18,7 @@ $(VENV)/.appliance: pyproject.toml requirements.lock
 	@touch $@
 
 $(VENV)/.everything: $(VENV)/.appliance
-	$(PIP) --editable '.[cpu,demo,export,dev]'
+	$(PIP) --editable '.[cpu,demo,export,teachers,dev]'
 	@touch $@
 
 setup: $(VENV)/.everything ## make .venv with everything that the other targets need
@@ -58,7 +58,7 @@ proto: setup ## generate the Open Inference Protocol's Python from its .proto
 
 lock: ## resolve every dependency anew into requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/pip install --quiet --editable '.[cpu,demo,export,dev]'
+	build/lock/bin/pip install --quiet --editable '.[cpu,demo,export,teachers,dev]'
 	( echo '# Every install is constrained by this file. Made by `make lock`.'; \
 	  build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' ) > requirements.lock
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from export.artefacts import digest_of_values
 from export.recipe import Recipe, StudentSection, TeacherSection, as_json
-from export.sources import SOURCES
+from export.sources import SOURCES, foundation_sources
 from export.tasks import TaskText, task_texts
 
 NOT_MEASURED = (
@@ -49,7 +49,7 @@ def model_card(recipe: Recipe, report: dict[str, Any], validation: str) -> str:
     for task in task_texts():
         lines += [f"- **`{task.name}`: {task.title}.** {task.intended_use} {task.not_for}"]
     lines += ["", "## How far the figures carry", "", *_reach(report), ""]
-    lines += ["## How it was made", "", *_making(recipe), "", "## Measured", ""]
+    lines += ["## How it was made", "", *_foundations(recipe), *_making(recipe), "", "## Measured", ""]
     for table in report["tables"]:
         lines += _table(table)
     lines += ["## Gate", "", f"Verdict: **{report['verdict']}**.", ""]
@@ -57,7 +57,9 @@ def model_card(recipe: Recipe, report: dict[str, Any], validation: str) -> str:
         {"title": "", "columns": ["rule", "bound", "measured", "passed"], "rows": report["rules"], "note": ""}
     )
     lines += ["## Not measured", "", *(f"- {sentence}" for sentence in NOT_MEASURED), "", "## Sources", ""]
-    lines += [f"- {each.name}. {each.licence}. {each.origin}. {each.use}" for each in SOURCES]
+    lines += [
+        f"- {each.name}. {each.licence}. {each.origin}. {each.use}" for each in (*SOURCES, *foundation_sources(recipe))
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -115,6 +117,19 @@ def _reach(report: dict[str, Any], only: str = "") -> list[str]:
             "At a site whose files do not tell the sick from the well, expect the figure on like images."
         )
         for task, images, model, trivial, matched, remaining, ahead in rows
+    ]
+
+
+def _foundations(recipe: Recipe) -> list[str]:
+    section = recipe.agglomeration
+    if section is None:
+        return []
+    names = ", ".join(f"{teacher.name} (weight {teacher.weight:g})" for teacher in recipe.foundation)
+    return [
+        (
+            f"- The encoder first learned the features of {names} in {section.steps} steps of {section.batch} "
+            f"pictures, {section.views} views of each radiograph, scaled by {section.scaling}."
+        )
     ]
 
 

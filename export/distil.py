@@ -12,9 +12,9 @@ from appliance.domain.errors import SettingsError
 from export.ensemble import Member, ensemble_from_files
 from export.images import image_set
 from export.learning import Batch, Training, supervised_loss, train, upsampled
-from export.pretrained import PUBLISHED, load_published
+from export.pretrained import load_published
 from export.recipe import Recipe, StudentSection
-from export.student import ARCHITECTURES, MultiTaskNet, Outputs
+from export.student import MultiTaskNet, Outputs, architecture_named
 
 WEIGHTS = "student.safetensors"
 
@@ -28,7 +28,15 @@ class _Projected(nn.Module):
         self.projection = nn.Linear(core.encoder.architecture.embedding, teacher_width)
 
 
-def distil(recipe: Recipe, data: Path, teachers: Sequence[Member], out: Path, say: Callable[[str], None]) -> None:
+def distil(
+    recipe: Recipe,
+    data: Path,
+    teachers: Sequence[Member],
+    out: Path,
+    say: Callable[[str], None],
+    *,
+    encoder: Path | None = None,
+) -> None:
     """Train the student of the recipe and write its weights to `<out>/student.safetensors`.
 
     Args:
@@ -37,14 +45,17 @@ def distil(recipe: Recipe, data: Path, teachers: Sequence[Member], out: Path, sa
         teachers: They answer together; the second one may be where the student starts.
         out: Folder to work in; holds a checkpoint until the training is finished.
         say: Told about progress.
+        encoder: What foundation teachers taught the encoder before; where None, it starts as the recipe says.
 
     Raises:
         SettingsError: The student is to start from a teacher of another architecture.
     """
     torch.manual_seed(recipe.pack.seed)
     expert = ensemble_from_files(teachers)
-    student = MultiTaskNet(ARCHITECTURES[recipe.student.architecture])
-    if recipe.student.starts_from_second_teacher:
+    student = MultiTaskNet(architecture_named(recipe.student.architecture))
+    if encoder is not None:
+        student.encoder.load_state_dict(load_file(encoder))
+    elif recipe.student.starts_from_second_teacher:
         architecture, weights = teachers[1]
         if architecture != recipe.student.architecture:
             raise SettingsError(
@@ -52,7 +63,7 @@ def distil(recipe: Recipe, data: Path, teachers: Sequence[Member], out: Path, sa
                 "Set student.starts_from_second_teacher = false, or give both one architecture.",
             )
         student.load_state_dict(load_file(weights))
-    elif student.encoder.architecture.name in PUBLISHED:
+    else:
         load_published(student.encoder)
     projected = _Projected(student, expert.width)
 

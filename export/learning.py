@@ -174,7 +174,7 @@ def _train_phase(
     recent: list[float] = []
     for step, batch in enumerate(batches(run, phase, seed, start), start=start):
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * _schedule(step, phase.steps)
+            group["lr"] = rate * schedule(step, phase.steps)
         _training_mode(net, core, section.frozen_blocks, phase)
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(batch)
@@ -219,7 +219,8 @@ def _training_mode(net: nn.Module, core: MultiTaskNet, blocks: int, phase: Phase
         module.eval()
 
 
-def _schedule(step: int, steps: int) -> float:
+def schedule(step: int, steps: int) -> float:
+    """The factor on the learning rates: a short warm-up, then a cosine down to zero."""
     warm = max(1, round(steps * WARM_UP_SHARE))
     if step < warm:
         return (step + 1) / warm

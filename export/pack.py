@@ -24,7 +24,7 @@ from export.card import model_card, task_card
 from export.recipe import Recipe
 from export.sbom import bill_of_materials
 from export.schema import check_against_schema
-from export.sources import SOURCES, notice, refuse_claim
+from export.sources import SOURCES, foundation_sources, notice, refuse_claim
 from export.tasks import GUARD, NOT_FOR_DIAGNOSIS, TaskText, task_texts
 
 ENCODER_FILES = {"fp32": "encoder.onnx", "int8": "encoder.int8.onnx", "fp16": "encoder.fp16.onnx"}
@@ -74,7 +74,8 @@ def pack(recipe: Recipe, recipe_file: Path, parts: Parts, *, private_key: Path, 
     if out.exists() and not (out / MANIFEST).is_file():
         raise InputError(f"{out} exists and is no pack.", "Name another output folder, or move it away.")
     validation = Validation(report["validation"])
-    refuse_claim(validation, SOURCES)
+    sources = (*SOURCES, *foundation_sources(recipe))
+    refuse_claim(validation, sources)
     precisions: list[str] = read_json(verified / "precisions.json")
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -83,9 +84,9 @@ def pack(recipe: Recipe, recipe_file: Path, parts: Parts, *, private_key: Path, 
     for name in REPORTS:
         shutil.copy(verified / name, partial)
     shutil.copy(recipe_file, partial / "recipe.toml")
-    write_json(partial / "sbom.cdx.json", bill_of_materials(recipe, SOURCES))
+    write_json(partial / "sbom.cdx.json", bill_of_materials(recipe, sources))
     (partial / "MODEL_CARD.md").write_text(model_card(recipe, report, validation.value))
-    (partial / "NOTICE").write_text(notice(SOURCES))
+    (partial / "NOTICE").write_text(notice(sources))
     points = read_json(verified / "operating-points.json")
     for task in task_texts():
         card = task_card(recipe, report, task, points[task.name])

@@ -61,8 +61,8 @@ def _package(name: str, kind: str, licence: str) -> dict[str, Any]:
 
 def _dataset(source: Source) -> dict[str, Any]:
     return {
-        "type": "data",
-        "bom-ref": f"data:{digest_of_values(source.name)[:16]}",
+        "type": "machine-learning-model" if source.model else "data",
+        "bom-ref": f"{'model' if source.model else 'data'}:{digest_of_values(source.name)[:16]}",
         "name": source.name,
         "description": f"{source.origin}. {source.use}",
         "licenses": [{"license": {"name": source.licence}}],

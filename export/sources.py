@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import Validation
+from export.recipe import Recipe
+from export.teachers.published import PUBLICATIONS
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """A data set or weights: name, licence in words, who made it, what it is used for.
 
-    `research_only` marks a licence that bars other use, of data as of a teacher.
+    `research_only` marks a licence that bars other use, of data as of a teacher; `model` marks weights.
     """
 
     name: str
@@ -19,6 +21,7 @@ class Source:
     origin: str
     use: str
     research_only: bool = False
+    model: bool = False
 
 
 SOURCES: tuple[Source, ...] = (
@@ -67,6 +70,25 @@ SOURCES: tuple[Source, ...] = (
         "Where training starts.",
     ),
 )
+
+
+def foundation_sources(recipe: Recipe) -> tuple[Source, ...]:
+    """The foundation teachers of a recipe, with the files that they were read from."""
+    found = []
+    for teacher in recipe.foundation:
+        known = PUBLICATIONS.get(teacher.kind)
+        files = "; ".join(f"{file} SHA-256 {digest}" for file, digest in sorted(teacher.digests.items()))
+        found.append(
+            Source(
+                f"{teacher.name} ({' '.join(filter(None, (teacher.kind, teacher.model)))})",
+                teacher.licence,
+                known.origin if known else "As its recipe says",
+                f"Teacher of the encoder's features. {files}".strip(),
+                research_only=teacher.research_only or (known is not None and known.research_only),
+                model=True,
+            )
+        )
+    return tuple(found)
 
 
 def refuse_claim(claim: Validation, sources: Sequence[Source]) -> None:

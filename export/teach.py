@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 
 from export.images import image_set
 from export.learning import Batch, Training, supervised_loss, train
-from export.pretrained import PUBLISHED, load_published
+from export.pretrained import load_published
 from export.recipe import Recipe, TeacherSection
-from export.student import ARCHITECTURES, MultiTaskNet
+from export.student import MultiTaskNet, architecture_named
 
 WEIGHTS = "teacher.safetensors"
 
@@ -29,10 +29,8 @@ def teach(
         say: Told about progress.
     """
     torch.manual_seed(seed)
-    architecture = ARCHITECTURES[section.architecture]
-    net = MultiTaskNet(architecture)
-    if architecture.name in PUBLISHED:
-        load_published(net.encoder)
+    net = MultiTaskNet(architecture_named(section.architecture))
+    load_published(net.encoder)
 
     def loss_of(batch: Batch) -> torch.Tensor:
         return supervised_loss(net(batch.image), batch)
