@@ -74,7 +74,9 @@ def task_card(recipe: Recipe, report: dict[str, Any], task: TaskText, points: di
     """
     rules = task.eligibility
     ages = f"from {rules.min_age_years or 0:g} to below {rules.max_age_years or 'any'} years"
-    words = [f"- {name}: score at least {each['threshold']:g}. {each['meaning']}" for name, each in points.items()]
+    words = [
+        f"- {name}: score at least {each['threshold']:g}. {each['meaning']}" for name, each in sorted(points.items())
+    ]
     lines = [
         f"# {task.title}: task `{task.name}` of the pack `{recipe.pack.name}` {recipe.pack.version}",
         "",
