@@ -74,7 +74,9 @@ def task_card(recipe: Recipe, report: dict[str, Any], task: TaskText, points: di
     """
     rules = task.eligibility
     ages = f"from {rules.min_age_years or 0:g} to below {rules.max_age_years or 'any'} years"
-    words = [f"- {name}: score at least {each['threshold']:g}. {each['meaning']}" for name, each in points.items()]
+    words = [
+        f"- {name}: score at least {each['threshold']:g}. {each['meaning']}" for name, each in sorted(points.items())
+    ]
     lines = [
         f"# {task.title}: task `{task.name}` of the pack `{recipe.pack.name}` {recipe.pack.version}",
         "",
@@ -111,10 +113,12 @@ def _reach(report: dict[str, Any], only: str = "") -> list[str]:
         return ["- No score of this task was audited for shortcuts: it carries no triage label."]
     return [
         (
-            f"- `{task}` reaches an AUC of {model} on {images} images of its own data set. A classifier that sees no "
-            f"picture, only the file and its tags, reaches {trivial}. On images that this classifier finds alike the "
-            f"model reaches {matched} and it {remaining}; in {ahead} of resampled patients the model is ahead there. "
-            "At a site whose files do not tell the sick from the well, expect the figure on like images."
+            f"- `{task}` reaches an AUC of {model} on {images} images of its own data set. A trivial classifier, which "
+            "sees a dozen summary numbers alone (sizes, brightness of the whole, of border and corners, share of dark "
+            f"and bright, sharpness, view, age), reaches {trivial}. Within thirds of its score the model reaches "
+            f"{matched} and it {remaining}; in {ahead} of resampled patients the model is ahead there. A model that "
+            "only reads the same numbers better could be ahead as well: this narrows a shortcut down and does not "
+            "exclude it."
         )
         for task, images, model, trivial, matched, remaining, ahead in rows
     ]

@@ -66,7 +66,7 @@ def pack(recipe: Recipe, recipe_file: Path, parts: Parts, *, private_key: Path, 
     graphs, golden, engines, verified = parts.graphs, parts.golden, parts.engines, parts.verified
     report = read_json(verified / "gate-report.json")
     if report["verdict"] != PASSED:
-        failed = [rule[0] for rule in report["rules"] if rule[3] != "yes"]
+        failed = [rule[0] for rule in report["rules"] if rule[3] == "no"]
         raise GateError(
             f"The gate refuses the pack {recipe.pack.name}: {'; '.join(failed)}.",
             f"Read {verified / 'gate-report.json'}; improve the recipe or the data.",

@@ -118,7 +118,12 @@ class OperatingSection:
 
 @dataclass(frozen=True, slots=True)
 class GateSection:
-    """Bounds on the validation patients; a pack that claims to be validated must keep all of them."""
+    """Bounds on the validation patients; a pack that claims to be validated must keep all of them.
+
+    Attributes:
+        waived: Names of rules that may be broken, because somebody answers for it in `provenance.note`; report and card
+            show each as not met.
+    """
 
     adult_auc_min: float
     adult_auc_low_min: float
@@ -140,6 +145,7 @@ class GateSection:
     beyond_trivial_share_min: float
     disturbed_auc_loss_max: float
     lung_attribution_min: float
+    waived: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

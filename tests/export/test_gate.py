@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from export.gate import FAIL, PASS, Rule, verdict
+from appliance.domain.errors import SettingsError
+from export.gate import FAIL, PASS, Rule, verdict, with_waivers
 from export.gate_rules import Accuracy, Quantised, Shortcut, Subgroup, accuracy_rules, quantised_rules, shortcut_rules
 from export.metrics import Interval
 from export.recipe import GateSection, recipe_from_toml
@@ -32,6 +33,21 @@ def test_good_figures_pass(gate: GateSection) -> None:
     """Figures within every bound pass."""
     rules = [*accuracy_rules(GOOD, gate), *quantised_rules(INT8, gate), *shortcut_rules(SEEN, gate)]
     assert verdict(rules) == PASS
+
+
+def test_a_waived_rule_stays_one_that_is_not_met() -> None:
+    """A waiver lets the pack pass and shows the rule as not met, with its bound; one that names no rule is refused."""
+    rules = [Rule("good", 0.9, 0.8), Rule("poor", 0.836, 0.9)]
+    assert verdict(rules) == FAIL
+    waived = with_waivers(rules, ["poor"])
+    assert verdict(waived) == PASS
+    assert [rule.row() for rule in waived] == [
+        ["good", "≥ 0.8", "0.9", "yes"],
+        ["poor", "≥ 0.9", "0.836", "no: waived"],
+    ]
+    assert verdict([*waived, Rule("worse", 0.1, 0.2)]) == FAIL
+    with pytest.raises(SettingsError, match="names no rule: none"):
+        with_waivers(rules, ["none"])
 
 
 def test_an_int8_encoder_that_is_worse_does_not_serve(gate: GateSection) -> None:

@@ -28,7 +28,7 @@ picture = np.zeros((2, 1, 512, 512), np.uint8)
 picture[0, :, 64:-64, 64:-64] = 230
 tensor = InferInput("image", picture.shape, "UINT8")
 tensor.set_data_from_numpy(picture)
-answer = client.infer("chest-xray.guard", [tensor], model_version="2", request_id="7")
+answer = client.infer("chest-xray.guard", [tensor], model_version="1", request_id="7")
 chosen = client.infer("chest-xray.lungs", [tensor], outputs=[InferRequestedOutput("mask")])
 refusals = {}
 for name, image in (("unknown", tensor), ("chest-xray.guard", InferInput("image", [1, 1, 8, 8], "UINT8"))):
@@ -65,7 +65,7 @@ def test_tritonclient_finds_its_way(tmp_path: Path) -> None:
     assert [said[key] for key in ("live", "ready", "model_ready", "other_ready")] == [True, True, True, False]
     assert said["server"] == {"name": "insite", "version": "1.2.3", "extensions": list(EXTENSIONS)}
     assert said["model"]["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": ["-1", "1", "512", "512"]}]
-    assert {"name": "chest-xray.lungs", "version": "2", "state": "READY"} in said["index"]["models"]
+    assert {"name": "chest-xray.lungs", "version": "1", "state": "READY"} in said["index"]["models"]
     assert said["scores"][1][0] < 0.5 < said["scores"][0][0]
     assert (said["id"], said["digest"]) == ("7", pack.manifest.digest)
     assert said["mask_shape"] == [2, 1, 16, 16]
