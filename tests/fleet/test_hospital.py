@@ -273,9 +273,8 @@ def test_a_power_cut_in_a_change_is_undone_at_boot(hospital: Hospital) -> None:
     before = hospital.guest.says("cat /etc/insite/insite.toml")
     hospital.guest.says(
         f"""cd /opt/insite/releases/{FIRST} && sed -i 's/^quiet_seconds = .*/quiet_seconds = 9.0/' wanted/insite.toml
-        rm -f /opt/insite/golden.dcm
-        systemd-run --quiet --unit=switch-insite sh systemd/insite-switch to {FIRST}
-        until grep -q 9.0 /etc/insite/insite.toml; do sleep 0.05; done
+        systemd-run --quiet --unit=switch-insite sh $PWD/systemd/insite-switch to {FIRST}
+        until grep -q 9.0 /etc/insite/insite.toml; do systemctl is-active --quiet switch-insite || exit 1; done
         systemctl kill --signal=KILL switch-insite"""
     )
     hospital.guest.reboot()
