@@ -136,11 +136,17 @@ class SharedRegions:
 
         Raises:
             UnknownRegionError, RegionRangeError: As their names say.
+            SharedMemoryError: The system can't read it.
         """
         with self._lock:
             each = self._find(name, offset, size)
             buffer = np.empty(size, np.uint8)
-            found = os.preadv(each.descriptor, [buffer.data], each.region.offset + offset) if size else 0
+            try:
+                found = os.preadv(each.descriptor, [buffer.data], each.region.offset + offset) if size else 0
+            except OSError as error:
+                raise SharedMemoryError(
+                    f"The region {name} can't be read: {error.strerror}.", "Send the pixels in the request."
+                ) from error
         if found != size:
             raise _shrunken(name)
         return buffer

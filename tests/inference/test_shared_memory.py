@@ -150,6 +150,18 @@ def test_memory_that_takes_no_more_is_said(
     assert type(refused.value) is kind
 
 
+def test_memory_that_cannot_be_read_is_said(regions: SharedRegions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A region that the system can't bring in ends one request."""
+    regions.register(region())
+
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(SharedMemoryError, match="can't be read: Input/output error"):
+        regions.read("p", 0, 8)
+
+
 def test_all_regions_together_leave_descriptors_free(regions: SharedRegions, memory: Path) -> None:
     """As many regions as may be registered, each written to, take at most half of a usual process's descriptors."""
     memory.chmod(0o660)
