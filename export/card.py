@@ -4,6 +4,7 @@ from typing import Any
 
 from export.artefacts import digest_of_values
 from export.recipe import Recipe, StudentSection, TeacherSection, as_json
+from export.shortcuts import FEATURES
 from export.sources import SOURCES, foundation_sources
 from export.tasks import TaskText, task_texts
 
@@ -111,10 +112,10 @@ def _reach(report: dict[str, Any], only: str = "") -> list[str]:
         return ["- No score of this task was audited for shortcuts: it carries no triage label."]
     return [
         (
-            f"- `{task}` reaches an AUC of {model} on {images} images of its own data set. A classifier that sees no "
-            f"picture, only the file and its tags, reaches {trivial}. On images that this classifier finds alike the "
-            f"model reaches {matched} and it {remaining}; in {ahead} of resampled patients the model is ahead there. "
-            "At a site whose files do not tell the sick from the well, expect the figure on like images."
+            f"- `{task}` reaches an AUC of {model} on {images} images of its own data set. A classifier on "
+            f"{len(FEATURES)} numbers that summarise a file and its picture ({', '.join(FEATURES)}) reaches {trivial}. "
+            f"On images that this classifier finds alike the model reaches {matched} and it {remaining}; in {ahead} of "
+            "resampled patients the model is ahead there."
         )
         for task, images, model, trivial, matched, remaining, ahead in rows
     ]
