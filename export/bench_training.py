@@ -61,16 +61,17 @@ def compare_training(
                 lambda folder, variant=variant: distil(variant, data, teachers, folder, say),  # type: ignore[misc]
             )
             cases[arm].append(_asked(recipe, images, out / name / WEIGHTS))
-    result = _compared(cases, recipe.pack.seed) | {"steps": plan.steps, "seeds": list(plan.seeds)}
+    plain = {"steps": plan.steps, "seeds": list(plan.seeds), "recipe": digest_of_values(as_json(recipe))}
+    result = compared(cases, recipe.pack.seed) | plain
     write_json(out / RESULT, result)
     return result
 
 
-def last_result(out: Path) -> dict[str, Any] | None:
-    """What an earlier comparison found, or None."""
+def last_result(out: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """What an earlier comparison of this very recipe found, or None."""
     path = out / RESULT
-    found: dict[str, Any] | None = read_json(path) if path.is_file() else None
-    return found
+    found: dict[str, Any] = read_json(path) if path.is_file() else {}
+    return found if found.get("recipe") == digest_of_values(as_json(recipe)) else None
 
 
 def _variant(recipe: Recipe, arm: str, seed: int, steps: int) -> Recipe:
@@ -91,14 +92,23 @@ def _asked(recipe: Recipe, images: ImageSet, weights: Path) -> Labelled:
     return labelled(ADULT, "val", said, images, recipe.data.adult_min_age_years)
 
 
-def _compared(cases: dict[str, list[Labelled]], seed: int) -> dict[str, Any]:
-    first = cases[ARMS[0]][0]
+def compared(cases: dict[str, list[Labelled]], seed: int) -> dict[str, Any]:
+    """The gain of the first arm over the second, with an interval over patients and trainings.
+
+    Args:
+        cases: For each arm the same patients, asked of one training a seed; equal places are equal seeds.
+        seed: Of the bootstrap, which draws patients and seeds anew: few seeds make the interval coarse, none too small.
+    """
+    first, trainings = cases[ARMS[0]][0], len(cases[ARMS[0]])
+    rng = np.random.default_rng((seed, trainings))
     areas = {arm: [auc(each.scores, each.labels) for each in cases[arm]] for arm in ARMS}
-    gains = [
-        np.mean([auc(each.scores[rows], each.labels[rows]) for each in cases["distilled"]])
-        - np.mean([auc(each.scores[rows], each.labels[rows]) for each in cases["direct"]])
-        for rows in resampled(first.patients, seed)
-    ]
+    gains = []
+    for rows in resampled(first.patients, seed):
+        drawn = rng.integers(0, trainings, size=trainings)
+        each = {
+            arm: np.array([auc(one.scores[rows], one.labels[rows]) for one in cases[arm]])[drawn].mean() for arm in ARMS
+        }
+        gains.append(each["distilled"] - each["direct"])
     low, high = np.nanpercentile(gains, (2.5, 97.5))
     return {
         "dataset": "NIH adults, validation",

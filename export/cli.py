@@ -29,7 +29,7 @@ from export.pack import Parts, pack
 from export.progress import Progress, Shown, Silent
 from export.quantise_search import search_precision
 from export.ranks import Ranks
-from export.recipe import Recipe, as_json, recipe_from_toml
+from export.recipe import Recipe, as_json, recipe_and_bytes, recipe_from_toml
 from export.runner import Runner
 from export.task_head.make import TaskFiles, make_task
 from export.tasks import task_texts
@@ -72,8 +72,7 @@ class Line:
     def __init__(
         self, recipe_file: Path, data: Path, out: Path, progress: Progress, *, checkpoints: Path | None = None
     ) -> None:
-        self.recipe_file = recipe_file
-        self.recipe = recipe_from_toml(recipe_file)
+        self.recipe, self.recipe_text = recipe_and_bytes(recipe_file)
         self.radiographs = data / "cxr" if (data / "cxr").is_dir() else data
         self.root = out / f"{self.recipe.pack.name}.steps"
         self.pack = out / self.recipe.pack.name
@@ -124,7 +123,7 @@ class Line:
         self.say("pack")
         manifest = pack(
             recipe,
-            self.recipe_file,
+            self.recipe_text,
             Parts(*(self._of(step) for step in ("quantise", "golden", "to_engine", "verify"))),
             private_key=private_key,
             out=self.pack,
@@ -255,7 +254,7 @@ def bench_command(
             teachers = teachers_of(recipe, steps)
             plan = Comparison(distillation_steps)
             compare_training(recipe, steps / "data", teachers, plan=plan, out=trainings, say=say)
-        result["distillation"] = last_result(trainings)
+        result["distillation"] = last_result(trainings, recipe)
     except (InsiteError, OSError) as error:
         console.print(f"insite-export: {error}", highlight=False, markup=False)
         raise typer.Exit(INPUT_ERROR) from error

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -80,7 +80,7 @@ def distil(
         return supervised_loss(outputs, batch) + taught
 
     run = Training(image_set(data), recipe.input, recipe.student, recipe.pack.seed + 1, out, say)
-    save_file(train(projected, student, run, loss_of), out / WEIGHTS)
+    train(projected, student, run, loss_of, out / WEIGHTS)
 
 
 def taught_loss(outputs: Outputs, projection: Tensor, advice: Outputs, section: StudentSection) -> Tensor:

@@ -49,11 +49,11 @@ class Parts:
     verified: Path
 
 
-def pack(recipe: Recipe, recipe_file: Path, parts: Parts, *, private_key: Path, out: Path) -> PackManifest:
+def pack(recipe: Recipe, recipe_text: bytes, parts: Parts, *, private_key: Path, out: Path) -> PackManifest:
     """Write a complete, signed pack to `out`; nothing appears under that name before it is whole.
 
     Args:
-        recipe, recipe_file: The recipe, and its file, which is a part of the pack.
+        recipe, recipe_text: The recipe, and the file's content from which it was read, which is a part of the pack.
         parts: The artefacts that go in.
         private_key: Signs the pack.
         out: The pack's folder; replaced if it is there.
@@ -83,7 +83,7 @@ def pack(recipe: Recipe, recipe_file: Path, parts: Parts, *, private_key: Path, 
     shutil.copytree(golden, partial / "golden", ignore=shutil.ignore_patterns(DONE))
     for name in REPORTS:
         shutil.copy(verified / name, partial)
-    shutil.copy(recipe_file, partial / "recipe.toml")
+    (partial / "recipe.toml").write_bytes(recipe_text)
     write_json(partial / "sbom.cdx.json", bill_of_materials(recipe, sources))
     (partial / "MODEL_CARD.md").write_text(model_card(recipe, report, validation.value))
     (partial / "NOTICE").write_text(notice(sources))

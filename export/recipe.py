@@ -241,9 +241,19 @@ def recipe_from_toml(path: Path) -> Recipe:
     Raises:
         SettingsError: No such file, no TOML, or a key that is unknown, missing or of another type; it is named.
     """
+    return recipe_and_bytes(path)[0]
+
+
+def recipe_and_bytes(path: Path) -> tuple[Recipe, bytes]:
+    """Read a recipe, and what was read: hours later the file may be another one.
+
+    Raises:
+        SettingsError: As `recipe_from_toml`.
+    """
     try:
-        document = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        content = path.read_bytes()
+        document = tomllib.loads(content.decode())
+    except (OSError, ValueError) as error:  # no UTF-8 and no TOML are both values that do not fit
         raise SettingsError(f"The recipe {path} can't be read: {error}.", "Give an existing TOML file.") from error
     sections = {each.name: each.type for each in dataclasses.fields(Recipe) if each.name not in _OPTIONAL}
     refuse_difference("the recipe", set(document) - set(_OPTIONAL), set(sections))
@@ -253,7 +263,7 @@ def recipe_from_toml(path: Path) -> Recipe:
         agglomeration=_agglomeration(document.get("agglomeration")),
     )
     check_foundation(recipe)
-    return recipe
+    return recipe, content
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The pack's bill of materials in CycloneDX 1.6: weights, data and software that it was made from."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -35,6 +35,23 @@ def bill_of_materials(recipe: Recipe, sources: Sequence[Source]) -> dict[str, An
         "version": recipe.pack.version,
         "licenses": [{"license": {"id": recipe.pack.licence}}],
     }
+    return _bill(root, components)
+
+
+def extended_bill(bill: Mapping[str, Any], version: str, source: Source) -> dict[str, Any]:
+    """A pack's bill with one more source, for the pack's next version.
+
+    Args:
+        bill: As `bill_of_materials` made it, or this function.
+        version: The version of what the source went into.
+        source: What was added.
+    """
+    added = _dataset(source)
+    kept = [component for component in bill["components"] if component["bom-ref"] != added["bom-ref"]]
+    return _bill(bill["metadata"]["component"] | {"version": version}, [*kept, added])
+
+
+def _bill(root: dict[str, Any], components: list[dict[str, Any]]) -> dict[str, Any]:
     serial = uuid.UUID(digest_of_values(root, components)[:32], version=4)
     return {
         "bomFormat": "CycloneDX",
@@ -43,7 +60,7 @@ def bill_of_materials(recipe: Recipe, sources: Sequence[Source]) -> dict[str, An
         "version": 1,
         "metadata": {"component": root},
         "components": components,
-        "dependencies": [{"ref": recipe.pack.name, "dependsOn": [c["bom-ref"] for c in components]}],
+        "dependencies": [{"ref": root["bom-ref"], "dependsOn": [c["bom-ref"] for c in components]}],
     }
 
 

@@ -91,26 +91,27 @@ def foundation_sources(recipe: Recipe) -> tuple[Source, ...]:
     return tuple(found)
 
 
-def refuse_claim(claim: Validation, sources: Sequence[Source]) -> None:
-    """Refuse a pack that claims more than the licences of what it is made of allow.
+def refuse_claim(claim: Validation, sources: Sequence[Source], what: str = "pack") -> None:
+    """Refuse a pack, or a task, that claims more than the licences of what it is made of allow.
 
     Raises:
-        SettingsError: A source is for research only, and the pack would not say so; the source is named.
+        SettingsError: A source is for research only, and what is made of it would not say so; the source is named.
     """
     limited = [source for source in sources if source.research_only]
     if limited and claim is Validation.VALIDATED:
         raise SettingsError(
-            f"{limited[0].name} is for research only ({limited[0].licence}), but the pack claims to be validated.",
-            'Set pack.claim = "research-only", or leave the source out.',
+            f"{limited[0].name} is for research only ({limited[0].licence}), but the {what} claims to be validated.",
+            f'Set {what}.claim = "research-only", or leave the source out.',
         )
 
 
 def notice(sources: Sequence[Source]) -> str:
     """The pack's NOTICE: whom to credit, under which licence."""
     lines = ["This pack was made of the following. Their licences ask for the credit that is given here.", ""]
-    for source in sources:
-        limit = " For research only." if source.research_only else ""
-        lines.append(
-            f"{source.name}\n    {source.origin}\n    Licence: {source.licence}.{limit} Used for: {source.use}\n"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(credit(source) for source in sources)])
+
+
+def credit(source: Source) -> str:
+    """One source's lines in NOTICE."""
+    limit = " For research only." if source.research_only else ""
+    return f"{source.name}\n    {source.origin}\n    Licence: {source.licence}.{limit} Used for: {source.use}\n"

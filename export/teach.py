@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from export.images import image_set
 from export.learning import Batch, Training, supervised_loss, train
@@ -36,4 +35,4 @@ def teach(
         return supervised_loss(net(batch.image), batch)
 
     run = Training(image_set(data), recipe.input, section, seed, out, say)
-    save_file(train(net, net, run, loss_of), out / WEIGHTS)
+    train(net, net, run, loss_of, out / WEIGHTS)

@@ -25,7 +25,9 @@ from appliance.packs.signing import sign_pack
 from export.artefacts import read_json, replace_folder, write_json
 from export.golden import ARRAYS, stored
 from export.runner import Runner
+from export.sbom import extended_bill
 from export.schema import check_against_schema
+from export.sources import Source, credit, notice, refuse_claim
 
 REPORT = "report.json"
 PASSED = "pass"
@@ -42,6 +44,11 @@ class TrainedTask:
     manifest: TaskManifest
     report: Mapping[str, Any]
     folder: Path
+
+    @property
+    def source(self) -> Source:
+        """The data that it was trained on."""
+        return Source(**self.report["source"])
 
 
 def write_task(folder: Path, manifest: TaskManifest, report: Mapping[str, Any]) -> TrainedTask:
@@ -67,6 +74,7 @@ def joined(base: VerifiedPack, task: TrainedTask, private_key: Path, out: Path) 
     Raises:
         BaseMismatchError: The task was trained on another base.
         GateError: The task's gate refuses it.
+        SettingsError: The licence of the task's data forbids what the joined pack would claim.
         InputError: The base has a task of this name, or there is something else than a pack under `out`.
     """
     name = task.manifest.name
@@ -81,6 +89,8 @@ def joined(base: VerifiedPack, task: TrainedTask, private_key: Path, out: Path) 
             f"The gate refuses the task {name}: {'; '.join(task.report['refused_by'])}.",
             f"Read {task.folder / REPORT}; more or better labels are the usual way.",
         )
+    draft = _draft(base.manifest, task)
+    refuse_claim(draft.validation, [task.source], "task")
     if base.manifest.task(name) is not None:
         raise InputError(f"The base has a task {name} already.", "Give the new task another name.")
     if out.resolve() == base.folder.resolve():
@@ -96,7 +106,8 @@ def joined(base: VerifiedPack, task: TrainedTask, private_key: Path, out: Path) 
     _extend_golden(base.manifest, task.manifest, partial)
     _extend_report(task, partial)
     _extend_card(task, partial)
-    manifest = write_manifests(partial, _draft(base.manifest, task))
+    _extend_credits(task.source, draft.version, partial)
+    manifest = write_manifests(partial, draft)
     check_against_schema(partial)
     sign_pack(partial, private_key)
     replace_folder(partial, out)
@@ -148,10 +159,23 @@ def _extend_report(task: TrainedTask, folder: Path) -> None:
     write_json(folder / GATE_REPORT, report | {"added_tasks": added})
 
 
+def _extend_credits(source: Source, version: str, folder: Path) -> None:
+    """Name the task's data in NOTICE and in the bill of materials, where the base has one."""
+    credited, bill = folder / "NOTICE", folder / "sbom.cdx.json"
+    if credited.is_file():
+        credited.write_text(f"{credited.read_text()}\n{credit(source)}")
+    else:
+        credited.write_text(notice([source]))
+    if bill.is_file():
+        write_json(bill, extended_bill(read_json(bill), version, source))
+
+
 def _extend_card(task: TrainedTask, folder: Path) -> None:
     path = folder / "MODEL_CARD.md"
     text = path.read_text() if path.is_file() else ""
     manifest = task.manifest
+    source = task.source
+    limit = " For research only." if source.research_only else ""
     made = f"Trained on the frozen base {manifest.base_digest[:12]}; no weight of the base was changed."
     lines = [
         "",
@@ -160,6 +184,8 @@ def _extend_card(task: TrainedTask, folder: Path) -> None:
         f"**{manifest.title}.** {manifest.intended_use} {manifest.not_for}",
         "",
         f"{made} {task.report['summary']}",
+        "",
+        f"Data: {source.name}. {source.licence}. {source.origin}.{limit}",
         "",
         NOT_MEASURED,
     ]

@@ -1,6 +1,6 @@
 """From labels to a joined pack: the whole of `insite-export task`, each finished part done once."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from export.task_head.labels import cases_from_csv, refuse_one_class
 from export.task_head.recipe import SEGMENTATION, TaskRecipe, task_recipe_from_toml
 from export.task_head.train import Measured, measured, trained_head
 
-STEP, VERSION = "task", 1
+STEP, VERSION = "task", 2
 CPU_RUNTIME = "onnxruntime-cpu"
 """Features are taken from, and figures measured on, the precisions that this machine can serve."""
 
@@ -128,15 +128,22 @@ def _report(recipe: TaskRecipe, pictures: Pictures, figures: dict[str, Measured]
         for precision, each in figures.items()
     )
     one = next(iter(figures.values()))
+    counted = f"{one.cases} validation cases"
+    if one.volumes is not None:
+        counted = f"{one.cases} validation images, each judged alone as the appliance does,"
+        whole = ", ".join(f"{name} {each.volumes[0]}" for name, each in figures.items() if each.volumes)
+        said += f"; not served and not judged, the AUC of {one.volumes[1]} whole volumes: {whole}"
     return {
         "verdict": FAIL if refused else PASS,
         "refused_by": refused,
         "validation": Validation(recipe.task.claim).value,
-        "summary": f"{recipe.task.name} ({recipe.task.head}), trained on {trained} cases, on {one.cases} validation "
-        f"cases of {one.patients} patients: {said} (95 % intervals).",
+        "source": asdict(recipe.credited),
+        "summary": f"{recipe.task.name} ({recipe.task.head}), trained on {trained} cases, on {counted} of "
+        f"{one.patients} patients: {said} (95 % intervals by patient).",
         "rules": [rule.row() for rule in rules],
         "figures": {
             precision: {"figure": each.figure, "value": each.value, "low": each.low, "high": each.high}
+            | ({"volumes": asdict(each.volumes[0])} if each.volumes else {})
             for precision, each in figures.items()
         },
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import Code, EligibilityRules, TaskKind, UnknownAge, Validation
 from export.recipe import NAME, refuse_difference, section_from_table
+from export.sources import Source, refuse_claim
 
 LINEAR, MLP, MIL, SEGMENTATION = "linear", "mlp", "mil", "segmentation"
 HEADS = (LINEAR, MLP, MIL, SEGMENTATION)
@@ -32,6 +33,16 @@ class TaskSection:
     intended_use: str
     not_for: str
     claim: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSection:
+    """Where labels and images come from, and whether their licence allows research only."""
+
+    name: str
+    licence: str
+    origin: str
+    research_only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +85,8 @@ class TrainingSection:
 class TaskGateSection:
     """What the validation patients must show: the lower end of the AUC's interval, or the mean Dice.
 
+    The AUC is that of the graph which is served: for a `mil` head of each image alone, with its volume's label.
+
     `sensitivity` is what the threshold is chosen for, on the tuning patients.
     """
 
@@ -87,6 +100,7 @@ class TaskRecipe:
     """Everything that decides what a task becomes, but its data and its base."""
 
     task: TaskSection
+    source: SourceSection
     finding: Code
     eligibility: EligibilitySection
     training: TrainingSection
@@ -96,6 +110,12 @@ class TaskRecipe:
     def kind(self) -> TaskKind:
         """What the appliance does with the head's output."""
         return TaskKind.SEGMENTATION if self.task.head == SEGMENTATION else TaskKind.CLASSIFICATION
+
+    @property
+    def credited(self) -> Source:
+        """The data as NOTICE and the bill of materials name it."""
+        section, use = self.source, f"Labels and images of the task {self.task.name}."
+        return Source(section.name, section.licence, section.origin, use, research_only=section.research_only)
 
     @property
     def rules(self) -> EligibilityRules:
@@ -109,6 +129,7 @@ class TaskRecipe:
 
 _SECTIONS = {
     "task": TaskSection,
+    "source": SourceSection,
     "finding": Code,
     "eligibility": EligibilitySection,
     "training": TrainingSection,
@@ -120,7 +141,8 @@ def task_recipe_from_toml(path: Path) -> TaskRecipe:
     """Read a task's recipe.
 
     Raises:
-        SettingsError: No such file, no TOML, or a key that is unknown, missing or has a value that it can't have.
+        SettingsError: No such file, no TOML, a key that is unknown, missing or has a value that it can't have, or a
+            claim that the data's licence does not allow.
     """
     try:
         document = tomllib.loads(path.read_text())
@@ -128,6 +150,9 @@ def task_recipe_from_toml(path: Path) -> TaskRecipe:
         raise SettingsError(f"The task's recipe {path} can't be read: {error}.", "Give a TOML file.") from error
     refuse_difference("the task's recipe", set(document), set(_SECTIONS))
     recipe = TaskRecipe(**{name: section_from_table(name, kind, document[name]) for name, kind in _SECTIONS.items()})
+    for key in ("name", "licence", "origin"):
+        if not getattr(recipe.source, key).strip():
+            raise SettingsError(f"source.{key} of the task's recipe is empty.", "Say whose data it is.")
     claims = (Validation.VALIDATED.value, Validation.RESEARCH_ONLY.value)
     if not re.fullmatch(NAME, recipe.task.name):
         raise SettingsError(f"task.name of the task's recipe is {recipe.task.name!r}.", f"It must be like {NAME}.")
@@ -138,4 +163,5 @@ def task_recipe_from_toml(path: Path) -> TaskRecipe:
     ):
         if value not in known:
             raise SettingsError(f"{name} of the task's recipe is {value!r}.", f"Known: {', '.join(known)}.")
+    refuse_claim(Validation(recipe.task.claim), [recipe.credited], "task")
     return recipe

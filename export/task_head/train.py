@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from appliance.domain.manifest import OperatingPoint
 from export.learning import mask_loss, schedule
-from export.metrics import auc, bootstrap, dice, rate, threshold_for_sensitivity
+from export.metrics import Interval, auc, bootstrap, dice, rate, threshold_for_sensitivity
 from export.progress import Progress
 from export.task_head.features import EMBEDDING, Half, Pictures
 from export.task_head.heads import EachAlone, ImageHead, MaskHead, VolumeHead, embedding_head
@@ -27,8 +27,10 @@ class Measured:
     """What a task showed at one precision on the validation patients.
 
     Attributes:
-        figure: `auc` or `dice`, with its value and 95 % interval (percentiles of a bootstrap by patient).
+        figure: `auc` or `dice`, with its value and 95 % interval (percentiles of a bootstrap by patient), of the graph
+            that the appliance serves.
         cases, patients: How many were measured.
+        volumes: For a `mil` head the AUC of whole volumes, which the appliance does not serve, and how many there were.
     """
 
     figure: str
@@ -38,6 +40,7 @@ class Measured:
     cases: int
     patients: int
     point: OperatingPoint
+    volumes: tuple[Interval, int] | None = None
 
 
 def trained_head(
@@ -116,16 +119,15 @@ def measured(recipe: TaskRecipe, head: Head, pictures: Pictures, said: Mapping[s
 def _measured_scores(
     recipe: TaskRecipe, head: Head, pictures: Pictures, said: Mapping[str, Half], precision: str
 ) -> Measured:
-    tune, val = pictures.select("tune"), pictures.select("val")
-    scores, labels = _scores(head, pictures, said, val)
-    patients = [pictures.cases[case].patient for case in val]
-    found = bootstrap(auc, scores, labels, patients, recipe.training.seed)
-    what = "cases"
+    what, volumes = "cases", None
     served: nn.Module = head
     if isinstance(head, VolumeHead):
-        # The threshold is for what the appliance serves: each image alone, with its volume's label.
+        # Gate and threshold are for what the appliance serves: each image alone, with its volume's label.
+        volumes = _area(recipe, head, pictures, said), len(pictures.select("val"))
         what, served, pictures = "images, each judged alone", EachAlone(head), _one_by_one(pictures)
-        tune, val = pictures.select("tune"), pictures.select("val")
+    tune, val = pictures.select("tune"), pictures.select("val")
+    patients = [pictures.cases[case].patient for case in val]
+    found = _area(recipe, served, pictures, said)
     threshold = threshold_for_sensitivity(*_scores(served, pictures, said, tune), recipe.gate.sensitivity)
     scores, labels = _scores(served, pictures, said, val)
     positive = scores >= threshold
@@ -136,7 +138,14 @@ def _measured_scores(
         f"{specificity} (95 % intervals); threshold chosen on {len(tune)} others. {NOT_HERE}"
     )
     point = OperatingPoint(precision, threshold, None, meaning)
-    return Measured("auc", found.value, found.low, found.high, len(patients), len(set(patients)), point)
+    return Measured("auc", found.value, found.low, found.high, len(val), len(set(patients)), point, volumes)
+
+
+def _area(recipe: TaskRecipe, head: nn.Module, pictures: Pictures, said: Mapping[str, Half]) -> Interval:
+    """The AUC on the validation cases, its interval by patient."""
+    val = pictures.select("val")
+    patients = [pictures.cases[case].patient for case in val]
+    return bootstrap(auc, *_scores(head, pictures, said, val), patients, recipe.training.seed)
 
 
 def _one_by_one(pictures: Pictures) -> Pictures:

@@ -16,9 +16,10 @@ from appliance.packs.open import open_pack
 from appliance.packs.signing import PRIVATE_KEY, PUBLIC_KEY
 from export.artefacts import read_json, write_json
 from export.bench_training import Comparison, compare_training, last_result
-from export.cli import app, teachers_of
+from export.cli import Line, app, teachers_of
 from export.distil import distil
 from export.pack import Parts, pack
+from export.progress import Silent
 from export.recipe import recipe_from_toml
 from export.sources import Source
 
@@ -60,7 +61,7 @@ def test_the_same_parts_make_the_same_pack(built: Path, tiny_recipe: Path, tmp_p
     digests = {
         pack(
             recipe_from_toml(tiny_recipe),
-            tiny_recipe,
+            tiny_recipe.read_bytes(),
             Parts(*(steps / step for step in ("quantise", "golden", "to_engine", "verify"))),
             private_key=key,
             out=out,
@@ -68,6 +69,19 @@ def test_the_same_parts_make_the_same_pack(built: Path, tiny_recipe: Path, tmp_p
         for out in (tmp_path / "a", tmp_path / "b")
     }
     assert len(digests) == 1
+
+
+def test_the_pack_holds_the_recipe_that_it_was_made_from(
+    built: Path, tiny_data: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """A recipe that is edited while the steps run does not get into the pack: it has what was read at the start."""
+    shutil.copytree(built / "tiny.steps", tmp_path / "tiny.steps")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_bytes(tiny_recipe.read_bytes())
+    line = Line(recipe, tiny_data, tmp_path, Silent())
+    recipe.write_text("# edited")
+    line.run(built / "keys" / PRIVATE_KEY)
+    assert (tmp_path / "tiny" / "recipe.toml").read_bytes() == tiny_recipe.read_bytes()
 
 
 def test_engines_lie_beside_the_pack_and_do_not_change_it(built: Path, tiny_recipe: Path, tmp_path: Path) -> None:
@@ -78,7 +92,7 @@ def test_engines_lie_beside_the_pack_and_do_not_change_it(built: Path, tiny_reci
     (engines / "encoder.fp16.trtrtx.engine").write_bytes(b"another build")
     made = pack(
         recipe_from_toml(tiny_recipe),
-        tiny_recipe,
+        tiny_recipe.read_bytes(),
         Parts(steps / "quantise", steps / "golden", engines, steps / "verify"),
         private_key=built / "keys" / PRIVATE_KEY,
         out=tmp_path / "pack",
@@ -103,7 +117,7 @@ def test_a_pack_that_claims_more_than_its_sources_allow_is_not_made(
     with pytest.raises(SettingsError, match="A teacher is for research only"):
         pack(
             recipe_from_toml(tiny_recipe),
-            tiny_recipe,
+            tiny_recipe.read_bytes(),
             Parts(steps / "quantise", steps / "golden", steps / "to_engine", verified),
             private_key=built / "keys" / PRIVATE_KEY,
             out=tmp_path / "pack",
@@ -126,7 +140,9 @@ def test_distillation_is_compared_over_seeds_and_goes_on_where_it_was(
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert compare_training(recipe, steps / "data", teachers, plan=plan, out=tmp_path, say=told.append) == result
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert last_result(tmp_path) == result
+    assert last_result(tmp_path, recipe) == result
+    other = dataclasses.replace(recipe, student=dataclasses.replace(recipe.student, feature_weight=0.25))
+    assert last_result(tmp_path, other) is None
 
 
 def test_a_student_starts_from_a_teacher_of_its_own_kind_only(built: Path, tiny_recipe: Path, tmp_path: Path) -> None:
@@ -167,7 +183,7 @@ def test_a_failing_gate_makes_no_pack(built: Path, tiny_recipe: Path, tmp_path: 
     with pytest.raises(GateError, match="mean lung Dice"):
         pack(
             recipe_from_toml(tiny_recipe),
-            tiny_recipe,
+            tiny_recipe.read_bytes(),
             Parts(steps / "quantise", steps / "golden", steps / "to_engine", verified),
             private_key=built / "keys" / PRIVATE_KEY,
             out=tmp_path / "pack",
@@ -185,7 +201,7 @@ def test_a_claim_that_the_figures_do_not_carry_is_refused(
     recipe.write_text(tiny_recipe.read_text().replace('claim = "untrained"', 'claim = "validated"'))
     result = CliRunner().invoke(app, ["run", str(recipe), "--data", str(tiny_data), "--out", str(tmp_path)])
     assert result.exit_code == 2
-    assert "within-NIH AUC of adults" in " ".join(result.output.split())
+    assert "mean lung Dice" in " ".join(result.output.split())
     assert not (tmp_path / "tiny").exists()
 
 

@@ -10,6 +10,7 @@ from export.gate import FAIL, PASS, Rule, verdict, with_waivers
 from export.gate_rules import Accuracy, Quantised, Shortcut, Subgroup, accuracy_rules, quantised_rules, shortcut_rules
 from export.metrics import Interval
 from export.recipe import GateSection, recipe_from_toml
+from tests.export.pure_shortcuts import audited, same_numbers, unlisted_marker
 
 GROUPS = (Subgroup("all", 99, 0.91, 0.91), Subgroup("sex F", 60, 0.92, 0.92), Subgroup("sex M", 60, 0.90, 0.91))
 GOOD = Accuracy(Interval(0.91, 0.85, 0.96), 0.06, 0.995, 0.95, 0.90, 0.91, 0.95, 1.0, 0.97, GROUPS)
@@ -94,6 +95,19 @@ def test_a_model_that_looks_beside_the_lungs_is_refused(gate: GateSection) -> No
     """Influence that lies outside the lungs, or an AUC that a crop takes away, is refused."""
     assert "influence of lung" in broken(shortcut_rules(dataclasses.replace(SEEN, lung_attribution=0.6), gate))
     assert "worst disturbance" in broken(shortcut_rules(dataclasses.replace(SEEN, disturbed_loss=0.2), gate))
+
+
+@pytest.mark.slow
+def test_a_model_that_learned_the_trivial_numbers_is_refused() -> None:
+    """A simulated model of the audit's own numbers passes on no simulated hospital, even at the looser bound."""
+    assert not any(audited(same_numbers, seed).passes(0.03, 0.8) for seed in range(6))
+
+
+@pytest.mark.slow
+def test_a_shortcut_without_a_number_is_not_seen() -> None:
+    """A simulated model of a marker that the audit has no number for mostly passes: the manual says so."""
+    found = [audited(unlisted_marker, seed).passes(0.03, 0.8) for seed in range(6)]
+    assert sum(found) > len(found) / 2
 
 
 def test_what_is_not_a_number_never_passes() -> None:

@@ -22,6 +22,12 @@ intended_use = "Tests of the software."
 not_for = "Patients."
 claim = "research-only"
 
+[source]
+name = "Striped pictures"
+licence = "CC0"
+origin = "Random numbers"
+research_only = false
+
 [finding]
 value = "404684003"
 scheme = "SCT"

@@ -90,6 +90,8 @@ def test_a_file_that_is_no_csv_is_refused(site: Site, tmp_path: Path) -> None:
         ({"claim": '"certified"'}, "task.claim"),
         ({"unknown_age": '"guess"'}, "eligibility.unknown_age"),
         ({"modalities": "[1]"}, "must hold texts"),
+        ({"licence": '" "'}, "source.licence"),
+        ({"research_only": "true", "claim": '"validated"'}, "Striped pictures is for research only"),
         ({"steps": '"many"'}, "training.steps"),
         ({"release": "1\nsurprise = 2"}, "surprise"),
     ],

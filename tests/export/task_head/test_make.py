@@ -1,14 +1,17 @@
 """One more task on a frozen base, from a CSV file to a signed pack, without touching the base."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import Result
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from typer.testing import CliRunner
 
-from appliance.domain.errors import BaseMismatchError, InputError, UnvalidatedPackError
+from appliance.domain.errors import BaseMismatchError, InputError, SettingsError, UnvalidatedPackError
 from appliance.domain.manifest import Validation, VerifiedPack
 from appliance.governance.serving import serve_best
 from appliance.inference.runner import PackRunner
@@ -57,6 +60,11 @@ def test_labels_become_a_task_beside_the_old_ones(
     assert report["verdict"] == "pass"
     assert min(each["low"] for each in report["figures"].values()) > 0.6
     assert "stripes" in (folder / "MODEL_CARD.md").read_text()
+    assert "Striped pictures" in (folder / "NOTICE").read_text()
+    bill = (folder / "sbom.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
+    assert "Striped pictures" in {each["name"] for each in json.loads(bill)["components"]}
+    assert json.loads(bill)["metadata"]["component"]["version"] == new.version
     with pytest.raises(UnvalidatedPackError, match="research-only"):
         open_pack(folder, [key], allow_unvalidated=False)
     with PackRunner([], 1) as runner:
@@ -78,7 +86,9 @@ def test_every_head_learns(site: Site, repository: Path, tmp_path: Path, head: s
     assert (folder / "tasks" / "stripes" / "volume.onnx").is_file() == (head == "mil")
     if head == "mil":
         figures = read_json(folder / "gate-report.json")["added_tasks"]["stripes"]
-        assert "4 validation cases" in figures["summary"]
+        assert "12 validation images, each judged alone" in figures["summary"]
+        assert "4 whole volumes" in figures["summary"]
+        assert all("volumes" in each for each in figures["figures"].values())
         runner = Runner(folder, "encoder.onnx", ["stripes"])
         images = np.random.default_rng(0).integers(0, 256, (3, 1, 512, 512), np.uint8)
         together = runner.run(images)["stripes"]["score"]
@@ -87,7 +97,7 @@ def test_every_head_learns(site: Site, repository: Path, tmp_path: Path, head: s
 
 
 @pytest.mark.slow
-def test_a_gate_that_is_not_met_makes_no_pack(site: Site, repository: Path, tmp_path: Path) -> None:
+def test_a_gate_that_is_not_met_makes_no_pack(site: Site, repository: Path, tmp_path: Path, base: VerifiedPack) -> None:
     """Labels that mean nothing do not reach the gate: the broken rule is said, and there is no pack."""
     rows = [row | {"label": str(int(row["patient"][1:]) // 2 % 2)} for row in site.rows]
     recipe = site.recipe(auc_low_min="0.95", variants="1", claim='"validated"')
@@ -98,6 +108,10 @@ def test_a_gate_that_is_not_met_makes_no_pack(site: Site, repository: Path, tmp_
     task = trained_task(tmp_path / "out" / "stripes.steps" / "task" / "made")
     other = tiny_verified(tmp_path / "tiny")
     key = generate_keys(tmp_path / "keys").private
+    bound = {"verdict": "pass", "source": task.report["source"] | {"research_only": True}}
+    limited = dataclasses.replace(task, report=dict(task.report) | bound)
+    with pytest.raises(SettingsError, match="Striped pictures is for research only"):
+        joined(base, limited, key, tmp_path / "joined")
     with pytest.raises(BaseMismatchError, match="was made for the base"):
         joined(other, task, key, tmp_path / "joined")
     fitting = dataclasses.replace(task.manifest, base_digest=other.manifest.base_digest, name="lungs")
