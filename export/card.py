@@ -4,7 +4,6 @@ from typing import Any
 
 from export.artefacts import digest_of_values
 from export.recipe import Recipe, StudentSection, TeacherSection, as_json
-from export.shortcuts import FEATURES
 from export.sources import SOURCES, foundation_sources
 from export.tasks import TaskText, task_texts
 
