@@ -117,7 +117,7 @@ def _reach(report: dict[str, Any], only: str = "") -> list[str]:
             "sees a dozen summary numbers alone (sizes, brightness of the whole, of border and corners, share of dark "
             f"and bright, sharpness, view, age), reaches {trivial}. Within thirds of its score the model reaches "
             f"{matched} and it {remaining}; in {ahead} of resampled patients the model is ahead there. A model that "
-            "only reads the same numbers better could be ahead as well: this narrows a shortcut down and does not "
+            "only reads the same numbers better could be ahead as well: this narrows down a shortcut and does not "
             "exclude it."
         )
         for task, images, model, trivial, matched, remaining, ahead in rows

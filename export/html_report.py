@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 import markupsafe
@@ -15,6 +15,10 @@ SIDE, MARGIN = 260, 34
 COLOURS = ("#8a93a0", "#1f5fbf", "#c2570c", "#0a6b2d")
 PIECE = 30
 Point = tuple[float, float]
+CASE_COLUMNS = ("file", "label", "score", "dice")
+T = TypeVar("T")
+TEACHERS = "teachers"
+"""How `gate-report.json` calls the line of the teachers together."""
 
 
 def html_report(title: str, report: Mapping[str, Any]) -> str:
@@ -27,8 +31,22 @@ def html_report(title: str, report: Mapping[str, Any]) -> str:
     return (
         _environment()
         .get_template("gate-report.html")
-        .render(title=title, report=report, roc=roc_chart, calibration=calibration_chart, heat=heat_map)
+        .render(
+            title=title,
+            report={**report, "worst_cases": _in_order(report["worst_cases"])},
+            roc=roc_chart,
+            calibration=calibration_chart,
+            heat=heat_map,
+        )
     )
+
+
+def _in_order(worst: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """Classifications before segmentations, and a case's columns in the order in which they are read."""
+    return {
+        task: [{name: case[name] for name in CASE_COLUMNS if name in case} for case in cases]
+        for task, cases in sorted(worst.items(), key=lambda item: (any("dice" in case for case in item[1]), item[0]))
+    }
 
 
 def worst_case_pictures(worst: Mapping[str, Sequence[Mapping[str, Any]]], data: ImageSet) -> str:
@@ -39,14 +57,21 @@ def worst_case_pictures(worst: Mapping[str, Sequence[Mapping[str, Any]]], data: 
     return _environment().get_template("worst-cases.html").render(worst=worst, pictures=pictures)
 
 
+def _teachers_first(lines: Mapping[str, T]) -> dict[str, T]:
+    """One order and so one colour for each model, whether the report comes from memory or from its file."""
+    return dict(sorted(lines.items(), key=lambda item: (item[0] != TEACHERS, item[0])))
+
+
 def roc_chart(lines: Mapping[str, Sequence[Point]]) -> markupsafe.Markup:
     """ROC curves by model."""
+    lines = _teachers_first(lines)
     drawn = [_line(points, colour) for points, colour in zip(lines.values(), COLOURS, strict=False)]
     return _chart([_line([(0, 0), (1, 1)], "#d5d9de"), *drawn], list(lines))
 
 
 def calibration_chart(lines: Mapping[str, Sequence[tuple[float, float, int]]]) -> markupsafe.Markup:
     """Calibration points by model."""
+    lines = _teachers_first(lines)
     drawn = [_line([(0, 0), (1, 1)], "#d5d9de")]
     for points, colour in zip(lines.values(), COLOURS, strict=False):
         drawn.append(_line([(x, y) for x, y, _ in points], colour))

@@ -74,4 +74,4 @@ def test_a_pack_that_is_not_there_is_named(tmp_path: Path) -> None:
     """A folder without a recipe gives a sentence and exit status 2."""
     result = CliRunner().invoke(app, ["bench", "--pack", str(tmp_path)])
     assert result.exit_code == 2
-    assert "recipe.toml" in " ".join(result.output.split())
+    assert "recipe.toml" in "".join(result.output.split())
