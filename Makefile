@@ -7,7 +7,7 @@ DATA   ?= ../shared/data/cxr
 KEY    ?= build/keys/signing-key.pem
 VARIANT ?= cpu
 
-.PHONY: help setup demo test check lint types contracts pack bundle test-fleet proto lock clean
+.PHONY: help setup demo test check lint types contracts pack bundle bench test-fleet proto lock clean
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,7 +18,7 @@ $(VENV)/.appliance: pyproject.toml requirements.lock
 	@touch $@
 
 $(VENV)/.everything: $(VENV)/.appliance
-	$(PIP) --editable '.[cpu,demo,export,dev]'
+	$(PIP) --editable '.[cpu,demo,export,teachers,dev]'
 	@touch $@
 
 setup: $(VENV)/.everything ## make .venv with everything that the other targets need
@@ -47,6 +47,13 @@ pack: setup ## train, distil, quantise, verify, sign: rebuild engines/chest-xray
 bundle: setup $(KEY) ## one signed archive for machines without network: KEY=your-key.pem VARIANT=cpu|gpu
 	$(BIN)/python ansible/build_bundle.py --key $(KEY) --variant $(VARIANT) --out build
 
+bench: setup build/mlserver/bin/python ## compare the inference daemon with ONNX Runtime alone and with MLServer
+	$(BIN)/insite bench inference
+
+build/mlserver/bin/python:
+	$(PYTHON) -m venv build/mlserver
+	build/mlserver/bin/pip install --quiet --disable-pip-version-check mlserver==1.7.1 onnxruntime==1.32.0
+
 build/keys/signing-key.pem:
 	$(BIN)/insite-export keygen --out build/keys
 
@@ -58,7 +65,7 @@ proto: setup ## generate the Open Inference Protocol's Python from its .proto
 
 lock: ## resolve every dependency anew into requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/pip install --quiet --editable '.[cpu,demo,export,dev]'
+	build/lock/bin/pip install --quiet --editable '.[cpu,demo,export,teachers,dev]'
 	( echo '# Every install is constrained by this file. Made by `make lock`.'; \
 	  build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' ) > requirements.lock
 

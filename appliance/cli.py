@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from appliance.daemons.notify import notify
-from appliance.domain.errors import InsiteError
+from appliance.domain.errors import InsiteError, SettingsError
 from appliance.settings import Settings, flat, load
 from appliance.telemetry import configure_logs
 
@@ -29,8 +29,16 @@ app = typer.Typer(
 bundle_commands = typer.Typer(help="Installation bundles for machines without network.", no_args_is_help=True)
 app.add_typer(bundle_commands, name="bundle")
 
+packs_commands = typer.Typer(help="Installed model packs: which release serves.", no_args_is_help=True)
+app.add_typer(packs_commands, name="packs")
+bench_commands = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+app.add_typer(bench_commands, name="bench")
+
 StateOption = Annotated[Path | None, typer.Option("--state", metavar="DIR", help="Folder of everything that is kept.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings, a TOML file.")]
+PackFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of one pack.")]
+PackName = Annotated[str, typer.Argument(metavar="PACK", help="The pack's name.")]
+PackRelease = Annotated[int, typer.Argument(metavar="RELEASE", help="Its release, an integer.")]
 PAGE_WIDTH = 118
 """Columns where the output is no terminal."""
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -48,11 +56,23 @@ def main() -> None:
 
 
 @app.command()
-def inference(state: StateOption = None, config: ConfigOption = None) -> None:
+def inference(
+    state: StateOption = None,
+    config: ConfigOption = None,
+    packs: Annotated[Path | None, typer.Option("--packs", metavar="DIR", help="Folder of signed packs.")] = None,
+    listen: Annotated[
+        str | None, typer.Option("--listen", metavar="ADDRESS", help="unix:///path, or host:port with TLS.")
+    ] = None,
+) -> None:
     """Run the inference daemon: signed packs, Open Inference Protocol v2 on a Unix socket."""
     from appliance.daemons.inference import run  # noqa: PLC0415 - each command imports only what it runs
 
-    _run_daemon(run, state, config)
+    more: dict[str, Any] = {}
+    if packs is not None:
+        more["packs"] = {"folder": str(packs.absolute())}
+    if listen is not None:
+        more["inference"] = {"listen": listen}
+    _run_daemon(run, state, config, more)
 
 
 @app.command()
@@ -214,6 +234,127 @@ def verify(
     )
 
 
+@packs_commands.command(name="list")
+def packs_list(state: StateOption = None, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+    """List every installed release: which serves, which stands by, which is refused and why."""
+    from appliance.daemons.packs import list_packs  # noqa: PLC0415 - each command imports only what it runs
+
+    found = list_packs(_settings(state, config))
+    if as_json:
+        _print_json(found)
+        return
+    for each in found:
+        release = "?" if each["release"] is None else each["release"]
+        sys.stdout.write(f"{each['name']:<24} {release!s:>4} {each['state']:<9} {each['reason']}".rstrip() + "\n")
+
+
+@packs_commands.command(name="verify")
+def packs_verify(folder: PackFolder, state: StateOption = None, config: ConfigOption = None) -> None:
+    """Check a pack from signature to gate report, wherever it lies; exit status 1 if it may not serve."""
+    from appliance.daemons.packs import verify as check  # noqa: PLC0415 - each command imports only what it runs
+
+    manifest = check(_settings(state, config), folder).manifest
+    word = manifest.validation.value
+    sys.stdout.write(f"{manifest.name} release {manifest.release}, {manifest.digest}: signed, whole, {word}.\n")
+
+
+@packs_commands.command(name="install")
+def packs_install(folder: PackFolder, state: StateOption = None, config: ConfigOption = None) -> None:
+    """Copy a verified pack among the installed ones; it serves only when it is activated."""
+    from appliance.daemons.packs import install  # noqa: PLC0415 - each command imports only what it runs
+
+    manifest = install(_settings(state, config), folder).manifest
+    sys.stdout.write(f"{manifest.name} release {manifest.release} is installed.\n")
+
+
+@packs_commands.command(name="activate")
+def packs_activate(
+    name: PackName, release: PackRelease, state: StateOption = None, config: ConfigOption = None
+) -> None:
+    """Let a release serve once its golden cases hold on this machine, without losing a request."""
+    from appliance.daemons.packs import activate  # noqa: PLC0415 - each command imports only what it runs
+
+    sys.stdout.write(f"{activate(_settings(state, config), name, release)}\n")
+
+
+@packs_commands.command(name="shadow")
+def packs_shadow(
+    name: PackName,
+    release: Annotated[int | None, typer.Argument(metavar="[RELEASE]", help="None ends the shadow.")] = None,
+    state: StateOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Let a release answer unseen beside the one that serves, and compare."""
+    from appliance.daemons.packs import shadow  # noqa: PLC0415 - each command imports only what it runs
+
+    sys.stdout.write(f"{shadow(_settings(state, config), name, release)}\n")
+
+
+@packs_commands.command(name="rollback")
+def packs_rollback(name: PackName, state: StateOption = None, config: ConfigOption = None) -> None:
+    """Let the release before serve again."""
+    from appliance.daemons.packs import rollback  # noqa: PLC0415 - each command imports only what it runs
+
+    sys.stdout.write(f"{rollback(_settings(state, config), name)}\n")
+
+
+@packs_commands.command(name="remove")
+def packs_remove(name: PackName, release: PackRelease, state: StateOption = None, config: ConfigOption = None) -> None:
+    """Take out a release that is not in use."""
+    from appliance.daemons.packs import remove  # noqa: PLC0415 - each command imports only what it runs
+
+    remove(_settings(state, config), name, release)
+    sys.stdout.write(f"{name} release {release} is removed.\n")
+
+
+@bench_commands.command(name="inference")
+def bench_inference(
+    state: StateOption = None,
+    config: ConfigOption = None,
+    packs: Annotated[Path | None, typer.Option("--packs", metavar="DIR", help="Folder of signed packs.")] = None,
+    mlserver: Annotated[
+        Path, typer.Option("--mlserver", metavar="PYTHON", help="Python of an environment with MLServer.")
+    ] = Path("build/mlserver/bin/python"),
+    *,
+    as_json: JsonOption = False,
+    short: Annotated[bool, typer.Option("--short", help="A minute: shows that it runs, judges nothing.")] = False,
+) -> None:
+    """Compare the inference daemon with ONNX Runtime alone and with MLServer, as ratios of one run."""
+    from appliance.daemons.bench_inference import SHORT, Effort, table_of  # noqa: PLC0415 - each command imports only what it runs
+    from appliance.daemons.bench_inference import bench_inference as measure  # noqa: PLC0415 - the same
+
+    settings = _settings(state, config, {"packs": {"folder": str(packs.absolute())}} if packs else None)
+    found = measure(settings, SHORT if short else Effort(), mlserver.absolute())
+    if as_json:
+        _print_json(found)
+    else:
+        Console().print(table_of(found))
+
+
+@bench_commands.command(name="soak")
+def bench_soak(
+    state: StateOption = None,
+    config: ConfigOption = None,
+    packs: Annotated[Path | None, typer.Option("--packs", metavar="DIR", help="Folder of signed packs.")] = None,
+    cycles: Annotated[int, typer.Option("--cycles", help="Times that the pack is unloaded and loaded.")] = 1000,
+    requests: Annotated[int, typer.Option("--requests", help="Requests.")] = 100_000,
+) -> None:
+    """Load, unload and ask for long, and print as JSON how much the inference daemon has grown."""
+    from appliance.daemons.bench_soak import Soak  # noqa: PLC0415 - each command imports only what it runs
+    from appliance.daemons.bench_soak import bench_soak as measure  # noqa: PLC0415 - the same
+
+    settings = _settings(state, config, {"packs": {"folder": str(packs.absolute())}} if packs else None)
+    _print_json(measure(settings, Soak(cycles, requests)))
+
+
+@bench_commands.command(name="gpu")
+def bench_gpu(state: StateOption = None, config: ConfigOption = None) -> None:
+    """Try every runtime of this machine's GPU on the installed packs, and print as JSON how fast each is."""
+    from appliance.daemons.bench_gpu import bench_gpu as measure  # noqa: PLC0415 - each command imports only what it runs
+
+    _print_json(measure(_settings(state, config)))
+
+
 @app.command()
 def user(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who may log in to the status site.")],
@@ -252,8 +393,8 @@ def demo(
     raise typer.Exit(run_demo(out, console))
 
 
-def _settings(state: Path | None, config: Path | None) -> Settings:
-    settings = load(config, _overrides(state)).settings
+def _settings(state: Path | None, config: Path | None, more: Mapping[str, Any] | None = None) -> Settings:
+    settings = load(config, {**_overrides(state), **(more or {})}).settings
     configure_logs(settings.log.level, settings.log.format)
     return settings
 
@@ -267,12 +408,17 @@ def _passed_on(state: Path | None, config: Path | None) -> list[str]:
     return arguments if config is None else [*arguments, "--config", str(config.absolute())]
 
 
-def _run_daemon(run: Daemon, state: Path | None, config: Path | None) -> None:
+def _run_daemon(run: Daemon, state: Path | None, config: Path | None, more: Mapping[str, Any] | None = None) -> None:
     from appliance.daemons.pulse import pulse_of  # noqa: PLC0415 - each command imports only what it runs
 
-    settings = _settings(state, config)
+    settings = _settings(state, config, more)
     os.umask(os.umask(0o077) | 0o007)  # what the state folder holds is for the services and their group alone
-    (settings.state / "run").mkdir(parents=True, exist_ok=True)
+    try:
+        (settings.state / "run").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"The state folder {settings.state} can't be made: {error.strerror}.", "Name another one with --state."
+        ) from error
     pulse = pulse_of(run.__module__.rpartition(".")[2], settings)
 
     def ready() -> None:

@@ -71,6 +71,20 @@ class InferenceSettings(_Section):
     """Threads of one inference; 0 takes the CPUs that this process may use."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """Seconds that the worker waits for one answer."""
+    listen: str = ""
+    """Where the daemon listens instead: `unix:///path`, or `host:port` with TLS on both sides; default: `socket`."""
+    tls_certificate: Path | None = None
+    """PEM file of the daemon's certificate, for `host:port`."""
+    tls_key: Path | None = None
+    """PEM file of that certificate's key."""
+    tls_client_authority: Path | None = None
+    """PEM file of the authority whose certificates clients must show."""
+    metrics: str = ""
+    """Where `GET /metrics` is answered: `unix:///path`, `127.0.0.1:port` or `off`; default: a socket in `run/`."""
+    queue_images: Annotated[int, Field(ge=1, le=4096)] = 256
+    """Images that may wait; one more is refused with a hint when to try again."""
+    ageing_seconds: Annotated[float, Field(gt=0)] = 2.0
+    """Seconds of waiting that make up for one class of urgency (STAT, routine, background)."""
 
 
 class PackSettings(_Section):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 DONE = "done.json"
+STAMP = "inputs.txt"
 
 
 def file_sha256(path: Path) -> str:
@@ -48,21 +49,31 @@ def run_step(root: Path, name: str, inputs: str, work: Callable[[Path], None]) -
         inputs: Digest of all that the step reads.
         work: Writes the step's files into the folder that it is given.
     """
-    final = root / name
-    present = artefact_digest(final, inputs)
+    present = artefact_digest(root / name, inputs)
     if present is not None:
         return present
+    work(begun_step(root, name, inputs))
+    return finished_step(root, name, inputs)
+
+
+def begun_step(root: Path, name: str, inputs: str) -> Path:
+    """The folder in which a step works, with what an earlier try left there if its inputs were the same."""
     partial = root / f"{name}.partial"
-    stamp = partial / "inputs.txt"
+    stamp = partial / STAMP
     if not stamp.exists() or stamp.read_text() != inputs:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         stamp.write_text(inputs)
-    work(partial)
-    stamp.unlink()
+    return partial
+
+
+def finished_step(root: Path, name: str, inputs: str) -> str:
+    """Put what a step made under its final name, and return the artefact's digest."""
+    partial = root / f"{name}.partial"
+    (partial / STAMP).unlink()
     files = {str(p.relative_to(partial)): file_sha256(p) for p in sorted(partial.rglob("*")) if p.is_file()}
     write_json(partial / DONE, {"step": name, "inputs": inputs, "files": files})
-    replace_folder(partial, final)
+    replace_folder(partial, root / name)
     return digest_of_values(inputs, files)
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
@@ -15,11 +14,14 @@ from export.augment import augmented
 from export.guard import GUARD_STRIDES, GuardHead, GuardSamples, fit
 from export.images import ImageSet, image_set
 from export.recipe import Recipe
-from export.student import ARCHITECTURES, FEATURE_STRIDES, MultiTaskNet, use_channels_last
+from export.runner import Grey, Runner, batched
+from export.student import ARCHITECTURES, FEATURE_STRIDES, MultiTaskNet
 
 WEIGHTS = "guard.safetensors"
 TEMPERATURES = "temperatures.json"
-BATCH = 32
+BATCH = 4
+"""Small enough for the processor's cache."""
+EMBEDDING = "embedding"
 TRIAGE_LABELS = {"adult-triage": "adult", "paediatric-pneumonia": "paediatric"}
 
 
@@ -31,7 +33,14 @@ def guard_head(student: MultiTaskNet) -> GuardHead:
 
 
 def calibrate(
-    recipe: Recipe, data: Path, negatives: Path, student: Path, *, out: Path, say: Callable[[str], None]
+    recipe: Recipe,
+    data: Path,
+    negatives: Path,
+    student: Path,
+    *,
+    encoder: Runner,
+    out: Path,
+    say: Callable[[str], None],
 ) -> None:
     """Fit temperatures on the `tune` patients and the guard on the `train` patients.
 
@@ -39,26 +48,26 @@ def calibrate(
         recipe: Architecture, seed, input.
         data, negatives: Artefacts of those steps.
         student: The student's weights.
+        encoder: The student's encoder as it is served, which costs a fifth of the same in torch.
         out: Receives `temperatures.json` and `guard.safetensors`.
         say: Told about progress.
     """
     net = MultiTaskNet(ARCHITECTURES[recipe.student.architecture])
     net.load_state_dict(load_file(student))
-    use_channels_last(net)
     net.eval()
     radiographs = image_set(data)
-    write_json(out / TEMPERATURES, _temperatures(net, radiographs, recipe))
+    write_json(out / TEMPERATURES, _temperatures(net, encoder, radiographs, recipe))
     say("temperatures fitted")
     guard = guard_head(net)
     rng = np.random.default_rng((recipe.pack.seed, 2))
     train = radiographs.select(split="train")
-    plain = _pooled(net, guard, (radiographs.images[i] for i in train))
-    varied = _pooled(net, guard, (augmented(radiographs.images[i], None, recipe.input, rng)[0] for i in train))
+    plain = _pooled(encoder, guard, (radiographs.images[i] for i in train))
+    varied = _pooled(encoder, guard, (augmented(radiographs.images[i], None, recipe.input, rng)[0] for i in train))
     say(f"features of {2 * len(train)} radiographs")
     listed = read_json(negatives / "negatives.json")
     pictures = np.load(negatives / "negatives.npy", mmap_mode="r")
     chosen = [i for i, entry in enumerate(listed) if entry["split"] == "train"]
-    wrong = _pooled(net, guard, (pictures[i] for i in chosen))
+    wrong = _pooled(encoder, guard, (pictures[i] for i in chosen))
     kinds = tuple(listed[i]["kind"] for i in chosen)
     say(f"features of {len(chosen)} negatives")
     fit(guard, GuardSamples(torch.cat([plain, varied]), wrong, kinds), recipe.pack.seed)
@@ -72,35 +81,33 @@ def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
     return round(float(candidates[int(np.argmin(losses))]), 4)
 
 
-def _temperatures(net: MultiTaskNet, data: ImageSet, recipe: Recipe) -> dict[str, float]:
+def _temperatures(net: MultiTaskNet, encoder: Runner, data: ImageSet, recipe: Recipe) -> dict[str, float]:
     result: dict[str, float] = {}
     for task, field in TRIAGE_LABELS.items():
         chosen = [i for i in data.select(split="tune") if getattr(data.samples[i], field) is not None]
         if task == "adult-triage":
             chosen = [i for i in chosen if (data.samples[i].age or 0.0) >= recipe.data.adult_min_age_years]
+        head = getattr(net, field)
         with torch.no_grad():
-            logits = torch.cat([getattr(net(batch), field)[:, 0] for batch in _batches(data.images[i] for i in chosen)])
+            parts = [
+                head(features[EMBEDDING])[:, 0] for features in _features(encoder, (data.images[i] for i in chosen))
+            ]
         labels = torch.tensor([float(getattr(data.samples[i], field)) for i in chosen])
-        result[task] = fitted_temperature(logits, labels)
+        result[task] = fitted_temperature(torch.cat(parts), labels)
     return result
 
 
-def _pooled(net: MultiTaskNet, guard: GuardHead, images: Iterable[NDArray[np.uint8]]) -> Tensor:
-    positions = [1 + FEATURE_STRIDES.index(stride) for stride in GUARD_STRIDES]
-    rows: list[Tensor] = []
+def _pooled(encoder: Runner, guard: GuardHead, images: Iterable[Grey]) -> Tensor:
+    names = [f"stride{stride}" for stride in GUARD_STRIDES]
     with torch.no_grad():
-        for batch in _batches(images):
-            outputs = net.encoder(batch)
-            rows.append(guard.pooled(outputs[0], *(outputs[position] for position in positions)))
+        rows = [
+            guard.pooled(features[EMBEDDING], *(features[name] for name in names))
+            for features in _features(encoder, images)
+        ]
     return torch.cat(rows)
 
 
-def _batches(images: Iterable[NDArray[np.uint8]]) -> Iterator[Tensor]:
-    pending: list[NDArray[np.uint8]] = []
-    for image in images:
-        pending.append(image)
-        if len(pending) == BATCH:
-            yield torch.from_numpy(np.stack(pending)[:, None])
-            pending = []
-    if pending:
-        yield torch.from_numpy(np.stack(pending)[:, None])
+def _features(encoder: Runner, images: Iterable[Grey]) -> Iterator[dict[str, Tensor]]:
+    for batch in batched(images, BATCH):
+        outputs = encoder.features(np.stack(batch)[:, None])
+        yield {name: torch.from_numpy(np.asarray(values)) for name, values in outputs.items()}

@@ -1,7 +1,10 @@
-"""The command `insite-export`: run a recipe into a signed pack, or make keys; the steps in their order."""
+"""The command `insite-export`: run a recipe into a signed pack, measure one, make keys; the steps in their order."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import torch
@@ -9,34 +12,48 @@ import typer
 from rich.console import Console
 
 from appliance.domain.errors import InputError, InsiteError
+from appliance.packs.open import open_pack
 from appliance.packs.signing import PRIVATE_KEY, generate_keys
 from export.artefacts import digest_of_values, file_sha256, run_step
+from export.bench import as_text, bench
+from export.bench_training import Comparison, compare_training, last_result
 from export.calibrate import calibrate
 from export.distil import WEIGHTS as STUDENT
 from export.distil import distil
+from export.ensemble import Member
+from export.foundation import Folders, learn_from_foundations
 from export.golden import make_golden
 from export.images import image_set, prepare
 from export.negatives import gather
-from export.pack import pack
-from export.quantise import quantise
-from export.recipe import as_json, recipe_from_toml
+from export.pack import Parts, pack
+from export.progress import Progress, Shown, Silent
+from export.quantise_search import search_precision
+from export.ranks import Ranks
+from export.recipe import Recipe, as_json, recipe_and_bytes, recipe_from_toml
+from export.runner import Runner
+from export.task_head.make import TaskFiles, make_task
 from export.tasks import task_texts
-from export.teachers import WEIGHTS as TEACHER
-from export.teachers import teach
-from export.to_onnx import to_onnx
+from export.teach import WEIGHTS as TEACHER
+from export.teach import teach
+from export.to_engine import to_engine
+from export.to_onnx import export_encoder, to_onnx
 from export.verify import ENCODERS, Inputs, verify
 
 INPUT_ERROR = 2
+SECOND = 101
+"""Added to the seed for the second teacher."""
 STEP_VERSIONS = {
     "data": 1,
     "negatives": 1,
-    "teachers": 1,
-    "distil": 1,
-    "calibrate": 1,
-    "to_onnx": 1,
-    "quantise": 1,
-    "golden": 1,
-    "verify": 1,
+    "teachers": 2,
+    "second_teacher": 1,
+    "distil": 2,
+    "calibrate": 2,
+    "to_onnx": 2,
+    "quantise": 2,
+    "to_engine": 1,
+    "golden": 2,
+    "verify": 2,
 }
 """Raise one when its step's code makes something else of the same inputs."""
 
@@ -48,16 +65,20 @@ class Line:
         recipe_file: The recipe.
         data: Folder with `cxr` (or its content) and, beside it, `dicom`.
         out: Folder of all artefacts; the pack ends in `<out>/<name>`.
-        say: Told about progress.
+        progress: Told how far each step is.
+        checkpoints: Folder of the foundation teachers' files, for a recipe that has such teachers.
     """
 
-    def __init__(self, recipe_file: Path, data: Path, out: Path, say: Callable[[str], None]) -> None:
-        self.recipe_file = recipe_file
-        self.recipe = recipe_from_toml(recipe_file)
+    def __init__(
+        self, recipe_file: Path, data: Path, out: Path, progress: Progress, *, checkpoints: Path | None = None
+    ) -> None:
+        self.recipe, self.recipe_text = recipe_and_bytes(recipe_file)
         self.radiographs = data / "cxr" if (data / "cxr").is_dir() else data
         self.root = out / f"{self.recipe.pack.name}.steps"
         self.pack = out / self.recipe.pack.name
-        self.say = say
+        self.checkpoints = checkpoints
+        self.progress = progress
+        self.say = progress.say
         self.root.mkdir(parents=True, exist_ok=True)
 
     def run(self, private_key: Path) -> str:
@@ -68,14 +89,8 @@ class Line:
         """
         recipe, values = self.recipe, as_json(self.recipe)
         seed = recipe.pack.seed
-        labels = self.radiographs / "labels.csv"
-        if not labels.is_file():
-            raise InputError(f"There is no {labels}.", "Give the folder that holds labels.csv, or its parent.")
-        data = self._step(
-            "data",
-            (values["data"], values["input"], seed, file_sha256(labels)),
-            lambda out: prepare(recipe, self.radiographs, out),
-        )
+        data = self.prepared()
+        encoder, weights = self.agglomerated(data) if recipe.foundation else ("", None)
         negatives = self._step(
             "negatives",
             (data, values["guard"], self._index_digest()),
@@ -84,45 +99,78 @@ class Line:
         teacher = self._step(
             "teachers",
             (data, values["teacher"], seed),
-            lambda out: teach(recipe, self._of("data"), out, self.say),
+            lambda out: teach(recipe, recipe.teacher, seed, self._of("data"), out=out, say=self.say),
+        )
+        second = self._step(
+            "second_teacher",
+            (data, values["second_teacher"], seed),
+            lambda out: teach(recipe, recipe.second_teacher, seed + SECOND, self._of("data"), out=out, say=self.say),
         )
         student = self._step(
             "distil",
-            (teacher, values["student"], seed),
-            lambda out: distil(recipe, self._of("data"), self._of("teachers") / TEACHER, out, self.say),
+            (teacher, second, values["student"], seed, *([encoder] if encoder else [])),
+            lambda out: distil(recipe, self._of("data"), self._teachers(), out, self.say, encoder=weights),
         )
         calibrated = self._step("calibrate", (student, negatives), self._calibrate)
         graphs = self._step("to_onnx", (calibrated, recipe.data.mask_side), self._to_onnx)
         quantised = self._step("quantise", (graphs, data, values["quantise"]), self._quantise)
-        golden = self._step("golden", (quantised, teacher), self._golden)
+        engines = self._step("to_engine", (quantised,), lambda out: to_engine(self._of("quantise"), out, self.say))
+        golden = self._step("golden", (quantised, teacher, second), self._golden)
         sections = ("pack", "operating", "gate")
-        self._step("verify", (quantised, golden, teacher, *(values[name] for name in sections)), self._verify)
+        self._step(
+            "verify", (quantised, engines, golden, teacher, second, *(values[name] for name in sections)), self._verify
+        )
         self.say("pack")
         manifest = pack(
             recipe,
-            self.recipe_file,
-            self._of("quantise"),
-            self._of("golden"),
-            self._of("verify"),
+            self.recipe_text,
+            Parts(*(self._of(step) for step in ("quantise", "golden", "to_engine", "verify"))),
             private_key=private_key,
             out=self.pack,
         )
         return manifest.digest
 
+    def prepared(self) -> str:
+        """Do the step `data` and return its digest."""
+        recipe, values = self.recipe, as_json(self.recipe)
+        labels = self.radiographs / "labels.csv"
+        if not labels.is_file():
+            raise InputError(f"There is no {labels}.", "Give the folder that holds labels.csv, or its parent.")
+        return self._step(
+            "data",
+            (values["data"], values["input"], recipe.pack.seed, file_sha256(labels)),
+            lambda out: prepare(recipe, self.radiographs, out),
+        )
+
+    def agglomerated(self, data: str, ranks: Ranks | None = None) -> tuple[str, Path]:
+        """Let the encoder learn from the foundation teachers; return the artefact's digest and the weights."""
+        return learn_from_foundations(self.recipe, data, Folders(self.root, self.checkpoints), self.progress, ranks)
+
     def _step(self, name: str, inputs: tuple[object, ...], work: Callable[[Path], None]) -> str:
         self.say(name)
         return run_step(self.root, name, digest_of_values(name, STEP_VERSIONS[name], inputs), work)
 
+    def forget(self) -> None:
+        """Throw every artefact of this recipe away, finished or not."""
+        shutil.rmtree(self.root)
+        self.root.mkdir()
+
     def _of(self, step: str) -> Path:
         return self.root / step
+
+    def _teachers(self) -> list[Member]:
+        return teachers_of(self.recipe, self.root)
 
     def _index_digest(self) -> str:
         index = self.radiographs.parent / "dicom" / "index.csv"
         return file_sha256(index) if index.is_file() else ""
 
     def _calibrate(self, out: Path) -> None:
-        student = self._of("distil") / STUDENT
-        calibrate(self.recipe, self._of("data"), self._of("negatives"), student, out=out, say=self.say)
+        recipe, student = self.recipe, self._of("distil") / STUDENT
+        with TemporaryDirectory() as scratch:
+            export_encoder(recipe.student.architecture, recipe.input, student, Path(scratch))
+            encoder = Runner(Path(scratch), ENCODERS["fp32"], ())
+            calibrate(recipe, self._of("data"), self._of("negatives"), student, encoder=encoder, out=out, say=self.say)
 
     def _to_onnx(self, out: Path) -> None:
         recipe = self.recipe
@@ -132,26 +180,30 @@ class Line:
         )
 
     def _quantise(self, out: Path) -> None:
-        section = self.recipe.quantise
-        data = image_set(self._of("data"))
-        train = data.select(split="train")
-        chosen = train[:: max(1, len(train) // section.calibration_images)][: section.calibration_images]
-        quantise(self._of("to_onnx"), (data.images[i] for i in chosen), section.fp32_convolutions, out)
+        search_precision(self.recipe, image_set(self._of("data")), self._of("to_onnx"), out=out, say=self.say)
 
     def _golden(self, out: Path) -> None:
-        teacher = (self.recipe.teacher.architecture, self._of("teachers") / TEACHER)
         tasks = [task.name for task in task_texts()]
-        make_golden(self.recipe.input, ENCODERS, tasks, self._of("quantise"), teacher=teacher, out=out)
+        make_golden(self.recipe.input, ENCODERS, tasks, self._of("quantise"), teachers=self._teachers(), out=out)
 
     def _verify(self, out: Path) -> None:
         inputs = Inputs(
             self.radiographs,
             self._of("data"),
             self._of("negatives"),
-            self._of("teachers") / TEACHER,
+            self._teachers(),
             self._of("quantise"),
+            self._of("to_engine"),
         )
         verify(self.recipe, inputs, out, self.say)
+
+
+def teachers_of(recipe: Recipe, steps: Path) -> list[Member]:
+    """Architecture and weights of both teachers, in the folder of the steps' artefacts."""
+    return [
+        (recipe.teacher.architecture, steps / "teachers" / TEACHER),
+        (recipe.second_teacher.architecture, steps / "second_teacher" / TEACHER),
+    ]
 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Foundation models in, one small signed pack out.")
@@ -163,18 +215,111 @@ def run(
     data: Annotated[Path, typer.Option(help="Folder with the data sets.")],
     out: Annotated[Path, typer.Option(help="Folder for artefacts and the pack.")],
     key: Annotated[Path | None, typer.Option(help="Private key that signs; made in OUT/keys when absent.")] = None,
+    *,
     threads: Annotated[int, typer.Option(help="CPU threads of the training.")] = 2,
+    checkpoints: Annotated[Path | None, typer.Option(help="Folder of the foundation teachers' files.")] = None,
+    resume: Annotated[bool, typer.Option("--resume/--afresh", help="Go on behind what is finished.")] = True,
 ) -> None:
     """Train, distil, quantise, verify, pack and sign; finished steps are not done again."""
     torch.set_num_threads(threads)
     console = Console(stderr=True)
     try:
-        line = Line(recipe, data, out, lambda text: console.print(text, highlight=False))
+        line = Line(recipe, data, out, Shown(console), checkpoints=checkpoints)
+        if not resume:
+            line.forget()
         digest = line.run(key or _own_key(out / "keys"))
-    except InsiteError as error:
+    except (InsiteError, OSError) as error:  # a full disk too: what is finished stays, and is not done again
         console.print(f"insite-export: {error}", highlight=False, markup=False)
         raise typer.Exit(INPUT_ERROR) from error
     typer.echo(f"{line.pack} {digest}")
+
+
+@app.command("bench")
+def bench_command(
+    pack_folder: Annotated[Path, typer.Option("--pack", help="The pack to measure.")] = Path("engines/chest-xray"),
+    out: Annotated[Path, typer.Option(help="Folder of artefacts, for what was trained.")] = Path("build"),
+    distillation_steps: Annotated[
+        int, typer.Option(help="Also train with and without teachers, so many steps each: six trainings.")
+    ] = 0,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002 - typer's way
+) -> None:
+    """Measure the pack's figures in one run: speeds as ratios, accuracies out of its gate report."""
+    console = Console(stderr=True)
+    say = lambda text: console.print(text, highlight=False)  # noqa: E731 - one word for two uses
+    try:
+        recipe = recipe_from_toml(pack_folder / "recipe.toml")
+        result = bench(recipe, pack_folder, say)
+        steps, trainings = out / f"{recipe.pack.name}.steps", out / f"{recipe.pack.name}.bench"
+        if distillation_steps:
+            teachers = teachers_of(recipe, steps)
+            plan = Comparison(distillation_steps)
+            compare_training(recipe, steps / "data", teachers, plan=plan, out=trainings, say=say)
+        result["distillation"] = last_result(trainings, recipe)
+    except (InsiteError, OSError) as error:
+        console.print(f"insite-export: {error}", highlight=False, markup=False)
+        raise typer.Exit(INPUT_ERROR) from error
+    typer.echo(json.dumps(result, indent=2) if json_output else as_text(result))
+
+
+@app.command()
+def agglomerate(
+    recipe: Annotated[Path, typer.Argument(help="A recipe with foundation teachers.")],
+    data: Annotated[Path, typer.Option(help="Folder with the data sets.")],
+    out: Annotated[Path, typer.Option(help="Folder for artefacts, as for `run`.")],
+    checkpoints: Annotated[Path, typer.Option(help="Folder of the foundation teachers' files.")],
+    threads: Annotated[int, typer.Option(help="CPU threads of each process.")] = 2,
+) -> None:
+    """Only let the encoder learn from the foundation teachers, on many GPUs if torchrun starts this; `run` goes on."""
+    torch.set_num_threads(threads)
+    try:
+        ranks = Ranks()
+        shown = Shown(Console(stderr=True)) if ranks.first else Silent()
+        line = Line(recipe, data, out, shown, checkpoints=checkpoints)
+        digest = ranks.told(line.prepared() if ranks.first else "")
+        digest, weights = line.agglomerated(digest, ranks)
+    except InsiteError as error:
+        Console(stderr=True).print(f"insite-export: {error}", highlight=False, markup=False)
+        raise typer.Exit(INPUT_ERROR) from error
+    if ranks.first:
+        typer.echo(f"{weights} {digest}")
+
+
+@app.command()
+def pin(folder: Annotated[Path, typer.Argument(help="Folder of one teacher's files.")]) -> None:
+    """Print the digests of a teacher's files as the recipe pins them; check the files against their publisher first."""
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    if not files:
+        typer.echo(f"insite-export: There are no files in {folder}.", err=True)
+        raise typer.Exit(INPUT_ERROR)
+    typer.echo("[foundation.digests]")
+    for path in files:
+        typer.echo(f'"{path.name}" = "{file_sha256(path)}"')
+
+
+@app.command()
+def task(
+    recipe: Annotated[Path, typer.Argument(help="The task's recipe.")],
+    labels: Annotated[Path, typer.Option(help="CSV file of labels.")],
+    data: Annotated[Path, typer.Option(help="Folder of the images.")],
+    base: Annotated[Path, typer.Option(help="The pack whose encoder stays as it is.")],
+    *,
+    trust: Annotated[list[Path], typer.Option(help="Public key that signed the base; several may be given.")],
+    out: Annotated[Path, typer.Option(help="Folder for artefacts and the joined pack.")],
+    key: Annotated[Path | None, typer.Option(help="Private key that signs; made in OUT/keys when absent.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of the training.")] = 2,
+) -> None:
+    """Train one more task on a frozen base from a CSV file of labels; the joined pack is the base's next release."""
+    torch.set_num_threads(threads)
+    console = Console(stderr=True)
+    try:
+        opened = open_pack(base, trust, allow_unvalidated=True)
+        manifest = make_task(
+            TaskFiles(recipe, labels, data), opened, key or _own_key(out / "keys"), out, Shown(console)
+        )
+    except InsiteError as error:
+        console.print(f"insite-export: {error}", highlight=False, markup=False)
+        raise typer.Exit(INPUT_ERROR) from error
+    typer.echo(f"{out / manifest.name}-{manifest.release} {manifest.digest}")
 
 
 @app.command()

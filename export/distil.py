@@ -1,24 +1,26 @@
-"""Step `distil`: a small student learns from the labels and from all that the teacher says of the same pictures."""
+"""Step `distil`: a small student learns from the labels and from all that the teachers say of the same pictures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from appliance.domain.errors import SettingsError
+from export.ensemble import Member, ensemble_from_files
 from export.images import image_set
 from export.learning import Batch, Training, supervised_loss, train, upsampled
-from export.pretrained import PUBLISHED, load_published
+from export.pretrained import load_published
 from export.recipe import Recipe, StudentSection
-from export.student import ARCHITECTURES, MultiTaskNet, Outputs, use_channels_last
+from export.student import MultiTaskNet, Outputs, architecture_named
 
 WEIGHTS = "student.safetensors"
 
 
 class _Projected(nn.Module):
-    """The student beside the projection that compares its embedding with the teacher's; only the student ships."""
+    """The student beside the projection that compares its embedding with the teachers'; only the student ships."""
 
     def __init__(self, core: MultiTaskNet, teacher_width: int) -> None:
         super().__init__()
@@ -26,39 +28,63 @@ class _Projected(nn.Module):
         self.projection = nn.Linear(core.encoder.architecture.embedding, teacher_width)
 
 
-def distil(recipe: Recipe, data: Path, teacher: Path, out: Path, say: Callable[[str], None]) -> None:
+def distil(
+    recipe: Recipe,
+    data: Path,
+    teachers: Sequence[Member],
+    out: Path,
+    say: Callable[[str], None],
+    *,
+    encoder: Path | None = None,
+) -> None:
     """Train the student of the recipe and write its weights to `<out>/student.safetensors`.
 
     Args:
         recipe: Its `student` section decides everything.
         data: The artefact of the data step.
-        teacher: The teacher's weights, of the architecture that the recipe names.
+        teachers: They answer together; the second one may be where the student starts.
         out: Folder to work in; holds a checkpoint until the training is finished.
         say: Told about progress.
+        encoder: What foundation teachers taught the encoder before; where None, it starts as the recipe says.
+
+    Raises:
+        SettingsError: The student is to start from a teacher of another architecture.
     """
     torch.manual_seed(recipe.pack.seed)
-    expert = MultiTaskNet(ARCHITECTURES[recipe.teacher.architecture])
-    expert.load_state_dict(load_file(teacher))
-    use_channels_last(expert)
-    expert.eval()
-    student = MultiTaskNet(ARCHITECTURES[recipe.student.architecture])
-    if student.encoder.architecture.name in PUBLISHED:
+    expert = ensemble_from_files(teachers)
+    student = MultiTaskNet(architecture_named(recipe.student.architecture))
+    if encoder is not None:
+        student.encoder.load_state_dict(load_file(encoder))
+    elif recipe.student.starts_from_second_teacher:
+        architecture, weights = teachers[1]
+        if architecture != recipe.student.architecture:
+            raise SettingsError(
+                f"The student {recipe.student.architecture} can't start from a {architecture}.",
+                "Set student.starts_from_second_teacher = false, or give both one architecture.",
+            )
+        student.load_state_dict(load_file(weights))
+    else:
         load_published(student.encoder)
-    projected = _Projected(student, expert.encoder.architecture.embedding)
+    projected = _Projected(student, expert.width)
+
+    section = recipe.student
+    taught_at_all = any((section.soft_label_weight, section.feature_weight, section.soft_mask_weight))
 
     def loss_of(batch: Batch) -> Tensor:
+        if not taught_at_all:
+            return supervised_loss(student(batch.image), batch)
         with torch.no_grad():
             advice = expert(batch.image)
         outputs = student(batch.image)
-        taught = taught_loss(outputs, projected.projection(outputs.embedding), advice, recipe.student)
+        taught = taught_loss(outputs, projected.projection(outputs.embedding), advice, section)
         return supervised_loss(outputs, batch) + taught
 
     run = Training(image_set(data), recipe.input, recipe.student, recipe.pack.seed + 1, out, say)
-    save_file(train(projected, student, run, loss_of), out / WEIGHTS)
+    train(projected, student, run, loss_of, out / WEIGHTS)
 
 
 def taught_loss(outputs: Outputs, projection: Tensor, advice: Outputs, section: StudentSection) -> Tensor:
-    """What the teacher adds to the labels: its probabilities, the direction of its embedding, its lung masks."""
+    """What the teachers add to the labels: probabilities, the direction of their embedding, lung masks."""
     soft = soft_label_loss(outputs.adult, advice.adult) + soft_label_loss(outputs.paediatric, advice.paediatric)
     distance = 1.0 - functional.cosine_similarity(projection.float(), advice.embedding.float()).mean()
     side = outputs.lungs.shape[-1]

@@ -7,13 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from safetensors.torch import load_file
 
 from appliance.domain.manifest import InputSpec
 from export.artefacts import write_json
+from export.ensemble import Member, ensemble_from_files
 from export.phantoms import phantom
 from export.runner import Runner
-from export.student import ARCHITECTURES, MultiTaskNet
 
 CASES, ARRAYS = "cases.json", "cases.safetensors"
 SEEDS = (0, 1, 2, 3)
@@ -27,20 +26,20 @@ def make_golden(
     tasks: Sequence[str],
     graphs: Path,
     *,
-    teacher: tuple[str, Path],
+    teachers: Sequence[Member],
     out: Path,
 ) -> None:
     """Write `cases.safetensors` and `cases.json`.
 
     `inputs` is uint8 [K, 1, rows, columns]; `<precision>/<task>/<output>` holds what that precision said, masks as
-    uint8 of 0 and 1 at the threshold 0.5; `teacher/<task>/score` what the teacher said.
+    uint8 of 0 and 1 at the threshold 0.5; `teacher/<task>/score` what the teachers said.
 
     Args:
         spec: The pack's input.
         encoders: Precision to the encoder's file in `graphs`.
         tasks: The tasks with a head in `graphs`.
         graphs: Folder laid out as a pack.
-        teacher: Architecture and weights of the teacher.
+        teachers: Asked together.
         out: Folder to write to.
     """
     inputs = np.stack([phantom(spec, seed) for seed in SEEDS])[:, None]
@@ -50,7 +49,7 @@ def make_golden(
         for task, outputs in results.items():
             for name, values in outputs.items():
                 arrays[f"{precision}/{task}/{name}"] = stored(name, values)
-    for task, scores in _teacher_scores(inputs, *teacher).items():
+    for task, scores in _teacher_scores(inputs, teachers).items():
         arrays[f"teacher/{task}/score"] = scores
     save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, out / ARRAYS)
     cases = [{"name": f"synthetic chest-like phantom {seed}", "synthetic": True} for seed in SEEDS]
@@ -62,12 +61,9 @@ def stored(name: str, values: NDArray[np.float32]) -> NDArray[np.generic]:
     return (values >= MASK_THRESHOLD).astype(np.uint8) if name == "mask" else values
 
 
-def _teacher_scores(inputs: NDArray[np.uint8], architecture: str, weights: Path) -> dict[str, NDArray[np.float32]]:
-    net = MultiTaskNet(ARCHITECTURES[architecture])
-    net.load_state_dict(load_file(weights))
-    net.eval()
+def _teacher_scores(inputs: NDArray[np.uint8], teachers: Sequence[Member]) -> dict[str, NDArray[np.float32]]:
     with torch.no_grad():
-        outputs = net(torch.from_numpy(inputs))
+        outputs = ensemble_from_files(teachers)(torch.from_numpy(inputs))
     return {
         "adult-triage": torch.sigmoid(outputs.adult).numpy(),
         "paediatric-pneumonia": torch.sigmoid(outputs.paediatric).numpy(),

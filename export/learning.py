@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,9 +23,12 @@ from export.student import MultiTaskNet, Outputs, use_channels_last
 OTHERS_SHARE = 0.125
 """Share of a batch from data sets without triage labels, which carry masks or the teacher's opinion only."""
 WARM_UP_SHARE = 0.05
+CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_EVERY = 100
 PREFETCHED_BATCHES = 4
 LONGEST_GRADIENT = 5.0
+ADULT_LABEL_NOISE = 0.05
+"""Share of NIH labels that is taken to be wrong: their authors estimate an accuracy above 90 %."""
 FINISHING_NIH_SHARE = 0.125
 """The lung decoder learns from drawn masks, which the NIH images do not have."""
 _NO_LABEL = -1.0
@@ -65,7 +69,7 @@ def batches(run: "Training", phase: "Phase", seed: int, first: int) -> Iterator[
 def supervised_loss(outputs: Outputs, batch: Batch) -> Tensor:
     """Binary cross-entropy of both triage heads and of drawn masks with Dice, each over the samples that have it."""
     losses = [
-        labelled_cross_entropy(outputs.adult, batch.adult),
+        labelled_cross_entropy(outputs.adult, batch.adult, ADULT_LABEL_NOISE),
         labelled_cross_entropy(outputs.paediatric, batch.paediatric),
     ]
     if bool(batch.has_mask.any()):
@@ -74,12 +78,13 @@ def supervised_loss(outputs: Outputs, batch: Batch) -> Tensor:
     return torch.stack(losses).sum()
 
 
-def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy over the samples that have a label; zero where none has."""
+def labelled_cross_entropy(logits: Tensor, labels: Tensor, noise: float = 0.0) -> Tensor:
+    """Cross-entropy over the samples that have a label, of which a share `noise` is wrong; zero where none has."""
     known = labels >= 0
     if not bool(known.any()):
         return logits.sum() * 0.0
-    return functional.binary_cross_entropy_with_logits(logits.float()[known], labels[known])
+    believed = labels[known] * (1.0 - 2.0 * noise) + noise
+    return functional.binary_cross_entropy_with_logits(logits.float()[known], believed)
 
 
 def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -139,23 +144,35 @@ def phases_of(section: TeacherSection | StudentSection) -> tuple[Phase, ...]:
     )
 
 
-def train(net: nn.Module, core: MultiTaskNet, run: Training, loss_of: Callable[[Batch], Tensor]) -> dict[str, Tensor]:
-    """Train `net` (which holds `core`) in its phases and return the averaged (EMA) state of `core`.
+def train(net: nn.Module, core: MultiTaskNet, run: Training, loss_of: Callable[[Batch], Tensor], weights: Path) -> None:
+    """Train `net` (which holds `core`) in its phases and write the averaged (EMA) state of `core` to `weights`.
 
-    Each phase starts from the averaged weights of the one before; a killed run resumes from its checkpoint.
+    Each phase starts from the averaged weights of the one before. A killed run goes on from what its folder holds, and
+    ends in the same weights as one that was not: what was finished is thrown away only when `weights` is written.
     """
-    use_channels_last(net)
-    for number, phase in enumerate(phases_of(run.section)):
-        finished = run.folder / f"{phase.name}.pt"
-        if finished.is_file():
-            net.load_state_dict(torch.load(finished, map_location="cpu", weights_only=True))
-            continue
-        core.load_state_dict(_train_phase(net, core, run, phase, loss_of, seed=run.seed + 1000 * number))
-        torch.save(net.state_dict(), finished.with_suffix(".partial"))
-        finished.with_suffix(".partial").replace(finished)
-        (run.folder / "checkpoint.pt").unlink(missing_ok=True)
+    if not weights.is_file():
+        partial = weights.with_suffix(".partial")
+        save_file(_trained(net, core, run, loss_of), partial)
+        partial.replace(weights)
+    (run.folder / CHECKPOINT).unlink(missing_ok=True)
     for phase in phases_of(run.section):
-        (run.folder / f"{phase.name}.pt").unlink()
+        (run.folder / f"{phase.name}.pt").unlink(missing_ok=True)
+
+
+def _trained(
+    net: nn.Module, core: MultiTaskNet, run: Training, loss_of: Callable[[Batch], Tensor]
+) -> dict[str, Tensor]:
+    use_channels_last(net)
+    phases = phases_of(run.section)
+    files = [run.folder / f"{phase.name}.pt" for phase in phases]
+    done = max((number for number, file in enumerate(files, start=1) if file.is_file()), default=0)
+    if done:
+        net.load_state_dict(torch.load(files[done - 1], map_location="cpu", weights_only=True))
+    for number, phase in enumerate(phases[done:], start=done):
+        core.load_state_dict(_train_phase(net, core, run, phase, loss_of, seed=run.seed + 1000 * number))
+        partial = files[number].with_suffix(".partial")
+        torch.save(net.state_dict(), partial)
+        partial.replace(files[number])
     return {name: value.contiguous() for name, value in core.state_dict().items()}
 
 
@@ -166,16 +183,17 @@ def _train_phase(
     optimiser = _optimiser(net, core, section, phase)
     rates = [group["lr"] * phase.rate for group in optimiser.param_groups]
     average = {name: value.detach().clone().float() for name, value in core.state_dict().items()}
-    checkpoint = run.folder / "checkpoint.pt"
-    start = _resume(checkpoint, net, optimiser, average)
+    checkpoint = run.folder / CHECKPOINT
+    start = _resume(checkpoint, phase, net, optimiser, average)
     recent: list[float] = []
     for step, batch in enumerate(batches(run, phase, seed, start), start=start):
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * _schedule(step, phase.steps)
+            group["lr"] = rate * schedule(step, phase.steps)
         _training_mode(net, core, section.frozen_blocks, phase)
+        torch.manual_seed(_seed_of(seed, step))  # dropout hangs on the step too, not on where the process began
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(batch)
-        optimiser.zero_grad(set_to_none=True)
+        net.zero_grad(set_to_none=True)  # also what stands still: clipping would count a past phase's gradients
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(net.parameters(), LONGEST_GRADIENT)
         optimiser.step()
@@ -184,7 +202,7 @@ def _train_phase(
         if (step + 1) % CHECKPOINT_EVERY == 0:
             run.say(f"{phase.name}: step {step + 1}/{phase.steps}, loss {np.mean(recent):.4f}")
             recent.clear()
-            _save(checkpoint, step + 1, net, optimiser, average)
+            _save(checkpoint, (phase.name, step + 1), net, optimiser, average)
     kinds = {name: value.dtype for name, value in core.state_dict().items()}
     return {name: value.to(kinds[name]) for name, value in average.items()}
 
@@ -216,7 +234,8 @@ def _training_mode(net: nn.Module, core: MultiTaskNet, blocks: int, phase: Phase
         module.eval()
 
 
-def _schedule(step: int, steps: int) -> float:
+def schedule(step: int, steps: int) -> float:
+    """The factor on the learning rates: a short warm-up, then a cosine down to zero."""
     warm = max(1, round(steps * WARM_UP_SHARE))
     if step < warm:
         return (step + 1) / warm
@@ -229,17 +248,34 @@ def _follow(average: dict[str, Tensor], core: MultiTaskNet, decay: float) -> Non
             average[name].lerp_(value.float(), 1.0 - decay)
 
 
-def _save(path: Path, step: int, net: nn.Module, optimiser: torch.optim.Optimizer, average: dict[str, Tensor]) -> None:
-    state = {"step": step, "net": net.state_dict(), "optimiser": optimiser.state_dict(), "average": average}
+def _seed_of(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
+
+
+def _save(
+    path: Path, place: tuple[str, int], net: nn.Module, optimiser: torch.optim.Optimizer, average: dict[str, Tensor]
+) -> None:
+    """Write a checkpoint; `place` is the phase's name and the steps that it has done."""
+    phase, step = place
+    state = {
+        "phase": phase,
+        "step": step,
+        "net": net.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "average": average,
+    }
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(path)
 
 
-def _resume(path: Path, net: nn.Module, optimiser: torch.optim.Optimizer, average: dict[str, Tensor]) -> int:
-    if not path.is_file():
+def _resume(
+    path: Path, phase: Phase, net: nn.Module, optimiser: torch.optim.Optimizer, average: dict[str, Tensor]
+) -> int:
+    """Load the phase's checkpoint and return the step to go on with; one of another phase is as good as none."""
+    state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
+    if state.get("phase") != phase.name:
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
     net.load_state_dict(state["net"])
     optimiser.load_state_dict(state["optimiser"])
     average.update(state["average"])

@@ -1,10 +1,11 @@
 """Figures with their uncertainty: AUC, sensitivity, calibration error, Dice, with intervals by patient."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion, distance_transform_edt
 from scipy.stats import rankdata
 
 Floats = NDArray[np.float64]
@@ -39,18 +40,20 @@ def bootstrap(
     statistic: Callable[[Floats, Floats], float], scores: Floats, labels: Floats, patients: Sequence[str], seed: int
 ) -> Interval:
     """A statistic of scores and labels [n] with its 95 % interval, resampling patients, not images."""
-    names = sorted(set(patients))
-    rows = {name: [] for name in names}  # type: dict[str, list[int]]
-    for index, name in enumerate(patients):
-        rows[name].append(index)
-    groups = [np.array(rows[name]) for name in names]
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(RESAMPLES):
-        chosen = np.concatenate([groups[i] for i in rng.integers(0, len(groups), size=len(groups))])
-        values.append(statistic(scores[chosen], labels[chosen]))
+    values = [statistic(scores[chosen], labels[chosen]) for chosen in resampled(patients, seed)]
     low, high = np.nanpercentile(values, (2.5, 97.5))
     return Interval(statistic(scores, labels), float(low), float(high))
+
+
+def resampled(patients: Sequence[str], seed: int) -> Iterator[NDArray[np.int64]]:
+    """`RESAMPLES` bootstrap samples of patients, each as the rows of all their images."""
+    rows: dict[str, list[int]] = {name: [] for name in sorted(set(patients))}
+    for index, name in enumerate(patients):
+        rows[name].append(index)
+    groups = [np.array(each) for each in rows.values()]
+    rng = np.random.default_rng(seed)
+    for _ in range(RESAMPLES):
+        yield np.concatenate([groups[i] for i in rng.integers(0, len(groups), size=len(groups))])
 
 
 def rate(hits: int, total: int) -> Interval:
@@ -89,3 +92,36 @@ def dice(mask: NDArray[np.bool_], target: NDArray[np.bool_]) -> float:
     """Twice the overlap over the sum of both areas; 1 where both are empty."""
     total = int(mask.sum()) + int(target.sum())
     return 2.0 * int((mask & target).sum()) / total if total else 1.0
+
+
+def surface_distances(mask: NDArray[np.bool_], target: NDArray[np.bool_]) -> tuple[float, float]:
+    """Symmetric distances between two outlines: their mean and 95th percentile, in percent of the picture's height.
+
+    The picture is stretched to a square, so that no figure in millimetres follows. NaN where either mask is empty.
+    """
+    if not mask.any() or not target.any():
+        return float("nan"), float("nan")
+    first, second = (area & ~binary_erosion(area) for area in (mask, target))
+    both = np.concatenate([distance_transform_edt(~second)[first], distance_transform_edt(~first)[second]])
+    scale = 100.0 / mask.shape[0]
+    return float(both.mean() * scale), float(np.percentile(both, 95) * scale)
+
+
+def roc_points(scores: Floats, labels: Floats) -> list[tuple[float, float]]:
+    """(1 - specificity, sensitivity) at every threshold, from (0, 0) to (1, 1)."""
+    positives, negatives = np.sort(scores[labels > 0]), np.sort(scores[labels <= 0])
+    thresholds = np.unique(scores)[::-1]
+    called = [(len(each) - np.searchsorted(each, thresholds)) / len(each) for each in (negatives, positives)]
+    points = [(0.0, 0.0), *zip(*called, strict=True)]
+    return [(round(float(x), 4), round(float(y), 4)) for x, y in points]
+
+
+def calibration_points(scores: Floats, labels: Floats) -> list[tuple[float, float, int]]:
+    """(mean score, share of positives, images) of each bin of the calibration error that holds an image."""
+    bins = np.minimum((scores * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    chosen = [bins == number for number in range(CALIBRATION_BINS)]
+    return [
+        (round(float(scores[each].mean()), 4), round(float(labels[each].mean()), 4), int(each.sum()))
+        for each in chosen
+        if each.any()
+    ]

@@ -1,6 +1,7 @@
 """Step `pack`: graphs, golden cases, reports and manifests become one signed folder, whole or not at all."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +20,53 @@ from appliance.packs.build import write_manifests
 from appliance.packs.manifest_json import MANIFEST
 from appliance.packs.signing import sign_pack
 from export.artefacts import DONE, read_json, replace_folder, write_json
-from export.card import SOURCES, model_card
+from export.card import model_card, task_card
 from export.recipe import Recipe
 from export.sbom import bill_of_materials
+from export.schema import check_against_schema
+from export.sources import SOURCES, foundation_sources, notice, refuse_claim
 from export.tasks import GUARD, NOT_FOR_DIAGNOSIS, TaskText, task_texts
 
-ENCODER_FILES = {"fp32": "encoder.onnx", "int8": "encoder.int8.onnx"}
-RUNTIME = "onnxruntime-cpu"
+ENCODER_FILES = {"fp32": "encoder.onnx", "int8": "encoder.int8.onnx", "fp16": "encoder.fp16.onnx"}
+RUNTIMES = {"fp32": ("onnxruntime-cpu",), "int8": ("onnxruntime-cpu",), "fp16": ("tensorrt-rtx", "tensorrt")}
+"""Half precision is for GPUs: engines are built from it; a CPU would compute it in FP32 after all."""
 PASSED = "pass"
+REPORTS = ("gate-report.json", "gate-report.html")
 INTENDED_USE = "Triage and lung outlines on frontal chest radiographs, for a qualified reader, as a second look."
 _DATATYPES = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.UINT8: "UINT8"}
 
 
-def pack(
-    recipe: Recipe, recipe_file: Path, graphs: Path, golden: Path, verified: Path, *, private_key: Path, out: Path
-) -> PackManifest:
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Artefacts of the steps `quantise`, `golden`, `to_engine` and `verify`.
+
+    Engines lie beside the pack, outside its digest and signature: no two builds of one are alike.
+    """
+
+    graphs: Path
+    golden: Path
+    engines: Path
+    verified: Path
+
+
+def pack(recipe: Recipe, recipe_text: bytes, parts: Parts, *, private_key: Path, out: Path) -> PackManifest:
     """Write a complete, signed pack to `out`; nothing appears under that name before it is whole.
 
     Args:
-        recipe, recipe_file: The recipe, and its file, which is a part of the pack.
-        graphs: The artefact of the step `quantise`.
-        golden: The artefact of the step `golden`.
-        verified: The artefact of the step `verify`: gate report, operating points, precisions in order.
+        recipe, recipe_text: The recipe, and the file's content from which it was read, which is a part of the pack.
+        parts: The artefacts that go in.
         private_key: Signs the pack.
         out: The pack's folder; replaced if it is there.
 
     Raises:
         GateError: The gate report does not pass.
         InputError: There is something else than a pack under that name.
+        SettingsError: The licences of the sources forbid what the recipe claims.
     """
+    graphs, golden, engines, verified = parts.graphs, parts.golden, parts.engines, parts.verified
     report = read_json(verified / "gate-report.json")
     if report["verdict"] != PASSED:
-        failed = [rule[0] for rule in report["rules"] if rule[3] != "yes"]
+        failed = [rule[0] for rule in report["rules"] if rule[3] == "no"]
         raise GateError(
             f"The gate refuses the pack {recipe.pack.name}: {'; '.join(failed)}.",
             f"Read {verified / 'gate-report.json'}; improve the recipe or the data.",
@@ -58,18 +74,28 @@ def pack(
     if out.exists() and not (out / MANIFEST).is_file():
         raise InputError(f"{out} exists and is no pack.", "Name another output folder, or move it away.")
     validation = Validation(report["validation"])
+    sources = (*SOURCES, *foundation_sources(recipe))
+    refuse_claim(validation, sources)
     precisions: list[str] = read_json(verified / "precisions.json")
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     _copy_graphs(graphs, partial, precisions)
     shutil.copytree(golden, partial / "golden", ignore=shutil.ignore_patterns(DONE))
-    shutil.copy(verified / "gate-report.json", partial)
-    shutil.copy(recipe_file, partial / "recipe.toml")
-    write_json(partial / "sbom.cdx.json", bill_of_materials(recipe, SOURCES))
+    for name in REPORTS:
+        shutil.copy(verified / name, partial)
+    (partial / "recipe.toml").write_bytes(recipe_text)
+    write_json(partial / "sbom.cdx.json", bill_of_materials(recipe, sources))
     (partial / "MODEL_CARD.md").write_text(model_card(recipe, report, validation.value))
+    (partial / "NOTICE").write_text(notice(sources))
     points = read_json(verified / "operating-points.json")
+    for task in task_texts():
+        card = task_card(recipe, report, task, points[task.name])
+        (partial / "tasks" / task.name / "MODEL_CARD.md").write_text(card)
     manifest = write_manifests(partial, _draft(recipe, partial, precisions, points, validation))
+    check_against_schema(partial)
     sign_pack(partial, private_key)
+    for engine in sorted(engines.glob("*.engine*")) if "fp16" in precisions else []:
+        shutil.copy(engine, partial)
     replace_folder(partial, out)
     return manifest
 
@@ -99,7 +125,7 @@ def _draft(
         udi="",
         input=recipe.input,
         encoder_outputs=graph_outputs(folder / ENCODER_FILES[precisions[0]]),
-        variants=tuple(EncoderVariant(p, ENCODER_FILES[p], (RUNTIME,)) for p in precisions),
+        variants=tuple(EncoderVariant(p, ENCODER_FILES[p], RUNTIMES[p]) for p in precisions),
         guard=GUARD,
         tasks=tuple(_task(recipe, folder, task, precisions, points[task.name]) for task in task_texts()),
         files={},

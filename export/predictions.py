@@ -7,13 +7,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.ensemble import Ensemble
 from export.images import ImageSet
-from export.metrics import Floats, dice
+from export.metrics import Floats, dice, surface_distances
 from export.runner import BATCH, Grey, Outputs, batched
 from export.student import MultiTaskNet
 from export.tasks import ADULT, GUARD, LUNGS, PAEDIATRIC
 
 MASK_THRESHOLD = 0.5
+UNKNOWN = (float("nan"), float("nan"), float("nan"))
 Say = Callable[[Iterable[Grey]], Iterable[Outputs]]
 """Images, uint8 [rows, columns] each, to the outputs of one batch after the other."""
 
@@ -27,6 +29,7 @@ class Predictions:
         adult, paediatric: Scores [n].
         guard_score, guard_distance: [n]; NaN for a model without a guard.
         dice: [n]; NaN where no mask was drawn.
+        surface_mean, surface_95: Distances of the outlines [n], in percent of the height; NaN as for `dice`.
     """
 
     indices: NDArray[np.int64]
@@ -35,12 +38,14 @@ class Predictions:
     guard_score: Floats
     guard_distance: Floats
     dice: Floats
+    surface_mean: Floats
+    surface_95: Floats
 
 
 def predict(say: Say, data: ImageSet, indices: Sequence[int]) -> Predictions:
     """Run a model over the images of a set."""
     scores: dict[str, list[Floats]] = {ADULT: [], PAEDIATRIC: [], "score": [], "distance": []}
-    overlaps: list[float] = []
+    overlaps: list[tuple[float, float, float]] = []
     for outputs in say(data.images[index] for index in indices):
         for task in (ADULT, PAEDIATRIC):
             scores[task].append(outputs[task]["score"][:, 0].astype(np.float64))
@@ -50,15 +55,19 @@ def predict(say: Say, data: ImageSet, indices: Sequence[int]) -> Predictions:
         for mask in outputs[LUNGS]["mask"]:
             row = data.mask_of[indices[len(overlaps)]]
             drawn = data.masks[row] > 0 if row >= 0 else None
-            overlaps.append(float("nan") if drawn is None else dice(mask[0] >= MASK_THRESHOLD, drawn))
+            overlaps.append(UNKNOWN if drawn is None else _overlap(mask[0] >= MASK_THRESHOLD, drawn))
     return Predictions(
         np.array(indices, np.int64),
         np.concatenate(scores[ADULT]),
         np.concatenate(scores[PAEDIATRIC]),
         np.concatenate(scores["score"]),
         np.concatenate(scores["distance"]),
-        np.array(overlaps, np.float64),
+        *np.array(overlaps, np.float64).T,
     )
+
+
+def _overlap(mask: NDArray[np.bool_], drawn: NDArray[np.bool_]) -> tuple[float, float, float]:
+    return (dice(mask, drawn), *surface_distances(mask, drawn))
 
 
 def guard_outputs(say: Say, images: Iterable[Grey]) -> tuple[Floats, Floats]:
@@ -70,7 +79,7 @@ def guard_outputs(say: Say, images: Iterable[Grey]) -> tuple[Floats, Floats]:
     )
 
 
-def teacher_says(net: MultiTaskNet, mask_side: int) -> Say:
+def teacher_says(net: MultiTaskNet | Ensemble, mask_side: int) -> Say:
     """A net in torch as something that can be asked like a runner; it has no guard."""
 
     def say(images: Iterable[Grey]) -> Iterable[Outputs]:

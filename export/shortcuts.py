@@ -14,17 +14,22 @@ from sklearn.preprocessing import StandardScaler
 
 from appliance.domain.manifest import InputSpec
 from export.augment import stretched_intensities
-from export.metrics import Floats, auc
+from export.data import Sample
+from export.metrics import Floats, auc, resampled
 
 FEATURES = (
     "file size", "width", "height", "mean", "spread", "border brightness", "corner brightness",
-    "dark share", "bright share", "high-frequency energy",
+    "dark share", "bright share", "high-frequency energy", "view", "age",
 )  # fmt: skip
 DARK, BRIGHT = 8, 247
+UNKNOWN_AGE = -1.0
+STRATA = 3
+VIEWS = ("", "PA", "AP")
 
 
-def trivial_features(path: Path) -> list[float]:
-    """The numbers named in `FEATURES`, of one image file as it was delivered."""
+def trivial_features(root: Path, sample: Sample) -> list[float]:
+    """The numbers named in `FEATURES`, of one image file as it was delivered and of what came with it."""
+    path = root / sample.file
     with Image.open(path) as picture:
         grey = np.asarray(picture.convert("L"), np.float32)
     rows, columns = grey.shape
@@ -38,6 +43,8 @@ def trivial_features(path: Path) -> list[float]:
         float(path.stat().st_size), float(columns), float(rows), float(grey.mean()), float(grey.std()),
         float(border.mean()), float(np.mean([c.mean() for c in corners])),
         float((grey < DARK).mean()), float((grey > BRIGHT).mean()), float(detail),
+        float(VIEWS.index(sample.view) if sample.view in VIEWS else len(VIEWS)),
+        UNKNOWN_AGE if sample.age is None else sample.age,
     ]  # fmt: skip
 
 
@@ -52,7 +59,7 @@ def trivial_scores(train: Floats, labels: Floats, test: Floats, test_labels: Flo
     return best
 
 
-def matched_auc(scores: Floats, labels: Floats, trivial: Floats, strata: int = 3) -> float:
+def matched_auc(scores: Floats, labels: Floats, trivial: Floats, strata: int = STRATA) -> float:
     """The mean AUC within strata of the trivial score, weighted by the number of pairs that each compares."""
     order = np.argsort(np.argsort(trivial, kind="stable"), kind="stable") * strata // len(trivial)
     total, weight = 0.0, 0
@@ -63,6 +70,15 @@ def matched_auc(scores: Floats, labels: Floats, trivial: Floats, strata: int = 3
             total += pairs * auc(scores[inside], labels[inside])
             weight += pairs
     return total / weight if weight else float("nan")
+
+
+def share_ahead(scores: Floats, labels: Floats, trivial: Floats, patients: Sequence[str], seed: int) -> float:
+    """Share of bootstrap samples of patients in which the scores are ahead of the trivial ones within strata."""
+    wins = [
+        matched_auc(scores[rows], labels[rows], trivial[rows]) > matched_auc(trivial[rows], labels[rows], trivial[rows])
+        for rows in resampled(patients, seed)
+    ]
+    return float(np.mean(wins))
 
 
 Disturbance = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
@@ -99,6 +115,6 @@ def disturbances(spec: InputSpec, seed: int) -> dict[str, Disturbance]:
     return {name: restretched(change) for name, change in changes.items()}
 
 
-def feature_rows(root: Path, files: Sequence[str]) -> Floats:
-    """`trivial_features` of many files: float [n, features]."""
-    return np.array([trivial_features(root / file) for file in files], np.float64)
+def feature_rows(root: Path, samples: Sequence[Sample]) -> Floats:
+    """`trivial_features` of many samples: float [n, features]."""
+    return np.array([trivial_features(root, sample) for sample in samples], np.float64)

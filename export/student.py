@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from appliance.domain.errors import InputError
+from export.mobilenet import DESIGNS, MobileNetDesign, MobileNetEncoder
+
 NORM_EPSILON = 1e-3
 """Batch normalisation's epsilon in the published EfficientNet-Lite weights."""
 PIXEL_CENTRE, PIXEL_SCALE = 127.0, 128.0
@@ -60,7 +63,7 @@ class Architecture:
         return tuple(self.widths[stage] for stage in TAPPED_STAGES)
 
 
-ARCHITECTURES = {
+_EFFICIENT_NETS = {
     "efficientnet_lite0": Architecture(
         "efficientnet_lite0", 32, (16, 24, 40, 80, 112, 192, 320), (1, 2, 2, 3, 3, 4, 1), 1280
     ),
@@ -70,6 +73,21 @@ ARCHITECTURES = {
     "narrow": Architecture("narrow", 8, (8, 8, 8, 16, 16, 16, 32), (1, 1, 1, 1, 1, 1, 1), 32, shrink=8),
 }
 """`narrow` exists for tests: it has no published weights and learns nothing worth keeping."""
+
+Design = Architecture | MobileNetDesign
+ARCHITECTURES: dict[str, Design] = {**_EFFICIENT_NETS, **DESIGNS}
+"""By the name in a recipe; MobileNetV4 goes by timm's names."""
+
+
+def architecture_named(name: str) -> Design:
+    """The design of a student, or of a supervised teacher, by its name in a recipe.
+
+    Raises:
+        InputError: No such architecture.
+    """
+    if name not in ARCHITECTURES:
+        raise InputError(f"No architecture is named {name!r}.", f"Known: {', '.join(ARCHITECTURES)}.")
+    return ARCHITECTURES[name]
 
 
 class SamePaddedConv(nn.Conv2d):
@@ -196,6 +214,11 @@ class LungDecoder(nn.Module):
         return functional.pixel_shuffle(self.subpixels(x), 2)
 
 
+def encoder_of(design: Design) -> "Encoder | MobileNetEncoder":
+    """A new encoder: an embedding and feature maps at `FEATURE_STRIDES`, whatever its family."""
+    return MobileNetEncoder(design) if isinstance(design, MobileNetDesign) else Encoder(design)
+
+
 @dataclass(frozen=True, slots=True)
 class Outputs:
     """What one forward pass says: logits [N, 1] of both triage heads, lung logits [N, 1, h, w], embedding [N, D]."""
@@ -209,9 +232,9 @@ class Outputs:
 class MultiTaskNet(nn.Module):
     """One encoder, three heads: what is trained as teacher and as student."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Design) -> None:
         super().__init__()
-        self.encoder = Encoder(architecture)
+        self.encoder = encoder_of(architecture)
         self.adult = TriageHead(architecture.embedding)
         self.paediatric = TriageHead(architecture.embedding)
         self.lungs = LungDecoder(architecture.feature_widths)

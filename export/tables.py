@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from export.gate_rules import Subgroup
 from export.images import ImageSet
 from export.latency import Ratio
 from export.metrics import Floats, auc, bootstrap, expected_calibration_error, rate
@@ -23,7 +24,7 @@ SMALL = 10
 def triage_table(task: str, cases: Labelled, threshold: float, seed: int) -> Table:
     """AUC, sensitivity and specificity of one task overall and by sex, age and view."""
     rows = [_triage_row("all", cases, threshold, seed)]
-    for name, chosen in _subgroups(cases).items():
+    for name, chosen in subgroups(cases).items():
         rows.append(_triage_row(name, cases.select(chosen), threshold, seed))
     error = expected_calibration_error(cases.scores, cases.labels)
     return {
@@ -54,17 +55,28 @@ def lung_table(said: Predictions, data: ImageSet) -> Table:
             values = said.dice[drawn]
             patients = [data.samples[said.indices[row]].patient for row in drawn]
             interval = bootstrap(lambda a, _: float(a.mean()), values, values, patients, 0)
-            rows.append([name, len(drawn), str(interval), f"{np.percentile(values, 5):.3f}", f"{values.min():.3f}"])
+            surface = (f"{np.nanmean(each[drawn]):.2f} %" for each in (said.surface_mean, said.surface_95))
+            low = f"{np.percentile(values, 5):.3f}"
+            rows.append([name, len(drawn), str(interval), low, f"{values.min():.3f}", *surface])
     return {
-        "title": "lungs: Dice against drawn masks",
-        "columns": ["data set", "images", "mean [95 %]", "5th percentile", "worst"],
+        "title": "lungs: against drawn masks",
+        "columns": [
+            "data set",
+            "images",
+            "Dice, mean [95 %]",
+            "5th percentile",
+            "worst",
+            "surface distance",
+            "its 95th percentile",
+        ],
         "rows": rows,
-        "note": "No lungs were drawn for NIH images, so adults are hardly measured.",
+        "note": "Surface distances are means over the images, in percent of the picture's height. No lungs were "
+        "drawn for NIH images, so adults are hardly measured.",
     }
 
 
 def comparison_table(said: Mapping[str, Predictions], data: ImageSet, recipe: Recipe) -> Table:
-    """Teacher, FP32 student and INT8 student on the same images."""
+    """Teachers and every precision of the student on the same images."""
     rows = []
     for name, predictions in said.items():
         row: list[Any] = [name]
@@ -72,13 +84,22 @@ def comparison_table(said: Mapping[str, Predictions], data: ImageSet, recipe: Re
             cases = labelled(task, "val", predictions, data, recipe.data.adult_min_age_years)
             row.append(str(bootstrap(auc, cases.scores, cases.labels, cases.patients, recipe.pack.seed)))
             row.append(f"{expected_calibration_error(cases.scores, cases.labels):.3f}")
-        row.append(f"{mean_dice(predictions, data):.4f}")
+        row += [f"{mean_dice(predictions, data):.4f}", f"{_mean_surface(predictions, data):.2f} %"]
         rows.append(row)
     return {
-        "title": "Teacher, student and quantised student",
-        "columns": ["model", "adult AUC", "adult ECE", "paediatric AUC", "paediatric ECE", "lung Dice"],
+        "title": "Teachers, student, and the student in lower precision",
+        "columns": [
+            "model",
+            "adult AUC",
+            "adult ECE",
+            "paediatric AUC",
+            "paediatric ECE",
+            "lung Dice",
+            "surface distance",
+        ],
         "rows": rows,
-        "note": "Same validation images. The teacher's scores are not temperature-scaled.",
+        "note": "Same validation images, ONNX Runtime on the CPU, FP16 too: an engine's own arithmetic needs a GPU, "
+        "and the appliance replays the golden cases on it. The teachers' scores are not temperature-scaled.",
     }
 
 
@@ -86,6 +107,79 @@ def mean_dice(said: Predictions, data: ImageSet) -> float:
     """Mean Dice over the validation images with drawn lungs."""
     val = [row for row, index in enumerate(said.indices) if data.samples[index].split == "val"]
     return float(np.nanmean(said.dice[val]))
+
+
+def mean_dice_p5(said: Predictions, data: ImageSet) -> float:
+    """5th percentile of Dice over the validation images with drawn lungs."""
+    val = [row for row, index in enumerate(said.indices) if data.samples[index].split == "val"]
+    return float(np.nanpercentile(said.dice[val], 5))
+
+
+def _mean_surface(said: Predictions, data: ImageSet) -> float:
+    val = [row for row, index in enumerate(said.indices) if data.samples[index].split == "val"]
+    return float(np.nanmean(said.surface_mean[val]))
+
+
+def subgroup_table(groups: Sequence[Subgroup]) -> Table:
+    """Student against its teachers in each group of adults."""
+    return {
+        "title": "adult-triage: student against its teachers by subgroup",
+        "columns": ["group", "images", "student AUC", "teachers' AUC", "share"],
+        "rows": [
+            [g.name, g.images, f"{g.auc:.3f}", f"{g.teacher_auc:.3f}", f"{g.auc / g.teacher_auc:.3f}"] for g in groups
+        ],
+        "note": "Groups with ten or more images of each class. All are of one data set; its scanners are not recorded.",
+    }
+
+
+def search_table(record: Mapping[str, Any]) -> Table:
+    """The INT8 search, as `quantise_search.py` recorded it."""
+    rows = []
+    for number, trial in enumerate(record["trials"]):
+        loss, full = trial["loss"], trial["full_layers"]
+        words = "kept" if number == record["chosen"] else "inside"
+        rows.append(
+            [
+                f"{trial['method']}, {len(full) or 'no'} layers in FP32",
+                f"{trial['size_bytes'] / 1e6:.1f} MB",
+                *(f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" for ratio in trial["speed"]),
+                f"{loss['adult_auc']:.4f}",
+                f"{loss['paediatric_auc']:.4f}",
+                f"{loss['dice']:.4f}",
+                f"{loss['shift']:.3f}",
+                f"outside: {trial['broken']}" if trial["broken"] else words,
+            ]
+        )
+    layers = ", ".join(f"`{name}` {shift:.3f}" for name, shift in list(record["sensitivities"].items())[:8])
+    return {
+        "title": "INT8 search on the tuning patients",
+        "columns": ["setting", "size", "speed, batch 1", "speed, batch 8", "lost adult AUC", "lost paediatric AUC",
+                    "lost Dice", "score shift", "verdict"],
+        "rows": rows,
+        "note": f"{record['images']} images. Speed is FP32's time over the setting's, one thread, interleaved, median "
+        f"[quartiles]. The layers whose quantisation alone moves the scores most: {layers}.",
+    }  # fmt: skip
+
+
+def engine_table(record: Mapping[str, Any]) -> Table:
+    """Engines that were built ahead of time, and what became of TensorRT."""
+    rows = [
+        [
+            each["file"],
+            ", ".join(each["compute_capabilities"]),
+            f"{each['size_bytes'] / 1e6:.1f} MB",
+            f"{each['build_seconds']:.1f} s",
+            "beside the pack" if each["kept"] else "left out: not smaller than FP16",
+        ]
+        for each in record["tensorrt-rtx"]
+    ]
+    missing = record.get("tensorrt-rtx-missing", "Built without a GPU, so neither run nor timed here.")
+    return {
+        "title": "Engines of TensorRT for RTX",
+        "columns": ["file", "compute capabilities", "size", "build time", "verdict"],
+        "rows": rows,
+        "note": f"{missing} TensorRT: {record['tensorrt']}",
+    }
 
 
 def latency_table(ratios: Mapping[int, Ratio], sizes: Mapping[str, int]) -> Table:
@@ -128,7 +222,8 @@ def guard_tables(
     ]  # fmt: skip
 
 
-def _subgroups(cases: Labelled) -> dict[str, list[bool]]:
+def subgroups(cases: Labelled) -> dict[str, list[bool]]:
+    """Which cases are in each group by sex, age band and view; cases of which it is not known are in none."""
     groups: dict[str, list[bool]] = {}
     for sex in sorted(set(cases.sexes) - {""}):
         groups[f"sex {sex}"] = [each == sex for each in cases.sexes]
@@ -142,9 +237,14 @@ def _subgroups(cases: Labelled) -> dict[str, list[bool]]:
     return groups
 
 
-def _triage_row(name: str, cases: Labelled, threshold: float, seed: int) -> list[Any]:
+def is_enough(cases: Labelled) -> bool:
+    """Whether there are enough images of both classes for an AUC."""
     positive = int(cases.labels.sum())
-    enough = min(positive, len(cases.labels) - positive) >= SMALL
+    return min(positive, len(cases.labels) - positive) >= SMALL
+
+
+def _triage_row(name: str, cases: Labelled, threshold: float, seed: int) -> list[Any]:
+    positive, enough = int(cases.labels.sum()), is_enough(cases)
     area = str(bootstrap(auc, cases.scores, cases.labels, cases.patients, seed)) if enough else "too few"
     sensitivity, specificity = rates_at(threshold, cases)
     return [name, len(cases.labels), len(set(cases.patients)), positive, area, str(sensitivity), str(specificity)]

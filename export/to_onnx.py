@@ -1,5 +1,6 @@
 """Step `to_onnx`: the student as one encoder graph and one graph for each head, with all preprocessing inside."""
 
+import copy
 import logging
 import warnings
 from collections.abc import Sequence
@@ -14,9 +15,10 @@ from torch.nn import functional
 from appliance.domain.manifest import InputSpec
 from export.artefacts import read_json
 from export.guard import GUARD_STRIDES, GuardHead
+from export.operators import refuse_unknown_operators
 from export.student import ARCHITECTURES, FEATURE_STRIDES, LungDecoder, MultiTaskNet, TriageHead
 
-ENCODER = "encoder.onnx"
+ENCODER, HALF = "encoder.onnx", "encoder.fp16.onnx"
 FEATURE_NAMES = tuple(f"stride{stride}" for stride in FEATURE_STRIDES)
 ENCODER_OUTPUTS = ("embedding", *FEATURE_NAMES)
 GUARD_INPUTS = ("embedding", *(f"stride{stride}" for stride in GUARD_STRIDES))
@@ -47,6 +49,17 @@ class _Probability(nn.Module):
         return torch.sigmoid(self.head(embedding) / self.temperature)
 
 
+class _Half(nn.Module):
+    """An encoder in half precision that answers in FP32, as heads read it."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder).half()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(feature.float() for feature in self.encoder(image))
+
+
 class _Mask(nn.Module):
     """The lung decoder up to probabilities at the masks' resolution."""
 
@@ -72,7 +85,10 @@ def heads(net: MultiTaskNet, guard: GuardHead, temperatures: dict[str, float], m
 
 
 def export_graphs(net: MultiTaskNet, tasks: dict[str, nn.Module], spec: InputSpec, out: Path) -> None:
-    """Write `encoder.onnx` and `tasks/<task>/head.onnx`.
+    """Write `encoder.onnx`, `encoder.fp16.onnx` and `tasks/<task>/head.onnx`.
+
+    Half precision is exported from weights in half precision: a graph converted afterwards keeps casts that ONNX
+    Runtime rejects.
 
     Args:
         net: The student, in evaluation mode.
@@ -83,6 +99,7 @@ def export_graphs(net: MultiTaskNet, tasks: dict[str, nn.Module], spec: InputSpe
     net.eval()
     image = torch.zeros((2, 1, spec.rows, spec.columns), dtype=torch.uint8)
     export_module(net.encoder, (image,), (spec.name,), ENCODER_OUTPUTS, out / ENCODER)
+    export_module(_Half(net.encoder).eval(), (image,), (spec.name,), ENCODER_OUTPUTS, out / HALF)
     with torch.no_grad():
         features = dict(zip(ENCODER_OUTPUTS, net.encoder(image), strict=True))
     for task, head in tasks.items():
@@ -90,6 +107,21 @@ def export_graphs(net: MultiTaskNet, tasks: dict[str, nn.Module], spec: InputSpe
         path.parent.mkdir(parents=True, exist_ok=True)
         inputs = TASK_INPUTS[task]
         export_module(head.eval(), tuple(features[name] for name in inputs), inputs, TASK_OUTPUTS[task], path)
+
+
+def export_encoder(architecture: str, spec: InputSpec, student: Path, out: Path) -> None:
+    """Write the student's `encoder.onnx` alone, for what is fitted on its features.
+
+    Args:
+        architecture: Name of the student's architecture.
+        spec: The pack's input.
+        student: The student's weights.
+        out: Folder to write to.
+    """
+    net = MultiTaskNet(ARCHITECTURES[architecture])
+    net.load_state_dict(load_file(student))
+    image = torch.zeros((2, 1, spec.rows, spec.columns), dtype=torch.uint8)
+    export_module(net.encoder.eval(), (image,), (spec.name,), ENCODER_OUTPUTS, out / ENCODER)
 
 
 def to_onnx(architecture: str, spec: InputSpec, mask_side: int, student: Path, *, calibration: Path, out: Path) -> None:
@@ -136,6 +168,7 @@ def export_module(
     model = program.model_proto
     strip_traces(model)
     onnx.checker.check_model(model, full_check=True)
+    refuse_unknown_operators(model, "ONNX", onnx.defs.has)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 

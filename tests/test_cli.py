@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from appliance.storage.users import FILE_NAME, Role, UserStore
+from tests.fakes.tiny_pack import tiny_pack
 
 
 def insite(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
@@ -62,3 +63,60 @@ def test_analyse_says_what_it_did_in_lines(tmp_path: Path, pydicom_data: Path) -
     assert len(printed) == 2
     assert "refused: Modality is US" in printed[0]
     assert printed[1].startswith("left out: ")
+
+
+def test_packs_are_changed_from_the_command_line(tmp_path: Path) -> None:
+    """Verify, install, list, activate, shadow, roll back and remove each say in a line what came of it."""
+    first = tiny_pack(tmp_path / "1")
+    second = tiny_pack(tmp_path / "2", release=2, keys=first.keys)
+    third = tiny_pack(tmp_path / "3", release=3, keys=first.keys)
+    config = tmp_path / "insite.toml"
+    packs = tmp_path / "packs"
+    packs.mkdir()
+    config.write_text(
+        f'[packs]\nfolder = "{packs}"\ntrusted_keys = ["{first.keys.public}"]\nallow_unvalidated = true\n'
+    )
+
+    def run(*arguments: str) -> str:
+        done = insite("packs", *arguments, "--state", str(tmp_path / "state"), "--config", str(config))
+        return done.stdout if done.returncode == 0 else done.stderr
+
+    assert run("verify", str(first.folder)).startswith("chest-xray release 1, ")
+    assert run("install", str(first.folder)) == "chest-xray release 1 is installed.\n"
+    assert run("install", str(second.folder)) == "chest-xray release 2 is installed.\n"
+    assert "Release 2 of chest-xray serves. No daemon runs" in run("activate", "chest-xray", "2")
+    listed = {each["release"]: each["state"] for each in json.loads(run("list", "--json"))}
+    assert listed == {1: "installed", 2: "active"}
+    assert "in use" in run("remove", "chest-xray", "2")
+    assert "chest-xray is rolled back." in run("rollback", "chest-xray")
+    assert "Release 2 of chest-xray runs in shadow." in run("shadow", "chest-xray", "2")
+    assert "shadow" in run("list")
+    assert "Nothing of chest-xray runs in shadow." in run("shadow", "chest-xray")
+    assert "is the way back" in run("remove", "chest-xray", "2")
+    assert run("install", str(third.folder)) == "chest-xray release 3 is installed.\n"
+    assert run("remove", "chest-xray", "3") == "chest-xray release 3 is removed.\n"
+    (first.folder / "MODEL_CARD.md").write_text("altered")
+    assert run("verify", str(first.folder)).startswith("insite: ")
+
+
+def test_a_daemon_without_a_place_for_its_state_says_so(tmp_path: Path) -> None:
+    """A state folder that can't be made is one sentence, not a traceback."""
+    (tmp_path / "file").write_text("in the way")
+    done = insite("inference", "--state", str(tmp_path / "file" / "state"), "--listen", f"unix://{tmp_path}/s.sock")
+    assert done.returncode == 1
+    assert "can't be made" in done.stderr
+    assert "Traceback" not in done.stderr
+    wrong = insite("inference", "--state", str(tmp_path), "--listen", "0.0.0.0:9000")
+    assert wrong.returncode == 1
+    assert "would be open to whoever reaches it" in wrong.stderr
+
+
+def test_the_soak_says_how_much_the_daemon_grew(tmp_path: Path) -> None:
+    """A few cycles and requests run through the same path as many; no request fails."""
+    pack = tiny_pack(tmp_path / "packs")
+    config = tmp_path / "insite.toml"
+    config.write_text(f'[packs]\ntrusted_keys = ["{pack.keys.public}"]\n')
+    arguments = ["--packs", str(tmp_path / "packs"), "--config", str(config), "--cycles", "10", "--requests", "800"]
+    found = json.loads(insite("bench", "soak", *arguments).stdout)
+    assert (found["cycles"], found["requests"], found["failures"]) == (10, 800, 0)
+    assert found["mib_at_the_end"] > 0

@@ -26,6 +26,7 @@ _CAUTIONS = {
 }
 _UNKNOWN = Caution("validation unknown", "validation unknown")
 _GONE = Caution("validation unknown", "validation unknown: this pack is no longer installed")
+ENGINES = "engines.json"
 _KEYS = ("name", "title", "release", "version", "digest", "validation", "precision", "state", "reason")
 
 
@@ -80,6 +81,36 @@ def read_packs(file: Path) -> PackList:
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
         return PackList((), "The list of packs is not of the expected form.")
     return PackList([_line(entry) for entry in listed])
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLine:
+    """An engine that is being built for this machine's GPU, or was: how far it is, or why it failed."""
+
+    pack: str
+    engine: str
+    state: str
+    far: str
+    reason: str
+
+
+def read_engines(packs_file: Path) -> Sequence[EngineLine]:
+    """How far engines are; nothing where none was ever built, or the list can't be read: it is never in the way.
+
+    Args:
+        packs_file: The list of packs; the daemon keeps the other list beside it.
+    """
+    try:
+        listed = json.loads(packs_file.with_name(ENGINES).read_text(encoding="utf-8"))
+        return [_engine(entry) for entry in listed]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return []
+
+
+def _engine(entry: dict[str, Any]) -> EngineLine:
+    step, steps = int(entry["step"]), int(entry["steps"])
+    far = f"{entry['phase']}: {step} of {steps}" if steps else ""
+    return EngineLine(str(entry["pack"]), str(entry["engine"]), str(entry["state"]), far, str(entry["reason"]))
 
 
 def _line(entry: dict[str, Any]) -> PackLine:

@@ -8,7 +8,7 @@ from flask.typing import ResponseReturnValue
 
 from appliance.admin.access import refreshes_itself
 from appliance.admin.listing import ROWS_PER_PAGE, SEARCHED, listing_of, query_from_arguments
-from appliance.admin.packs_list import read_packs
+from appliance.admin.packs_list import read_engines, read_packs
 from appliance.admin.picture import picture_png
 from appliance.admin.site import Site
 from appliance.admin.study_view import shown_image, view_of
@@ -83,7 +83,8 @@ class Pages:
 
     def packs(self) -> ResponseReturnValue:
         """The installed packs, and how far each was validated."""
-        return render_template("packs.html", listed=read_packs(self._site.packs_file))
+        file = self._site.packs_file
+        return render_template("packs.html", listed=read_packs(file), engines=read_engines(file))
 
     def incidents(self) -> ResponseReturnValue:
         """What arrived and could not be used."""

@@ -43,7 +43,12 @@ DELIVERY_WORDS = {
     DeliveryState.SENT: Word("Sent", "✓", "good"),
     DeliveryState.DEAD: Word("Given up", "✕", "bad"),
 }
-PACK_WORDS = {"active": Word("Active", "✓", "good"), "refused": Word("Refused", "✕", "bad")}
+PACK_WORDS = {
+    "active": Word("Active", "✓", "good"),
+    "installed": Word("Stands by", "○", "busy"),
+    "shadow": Word("In shadow", "◐", "busy"),
+    "refused": Word("Refused", "✕", "bad"),
+}
 """By the state that the inference daemon writes."""
 AGAIN_WORDS = {
     StudyState.DONE: "Analyse and send again",

@@ -3,46 +3,34 @@
 A pack that may not serve never stops the others: it is logged, and listed with its reason in `run/packs.json`.
 """
 
-import json
-import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from appliance.domain.errors import PackError
-from appliance.domain.manifest import PackManifest, VerifiedPack
-from appliance.governance.serving import serve_best
+from appliance.daemons.descriptors import raise_descriptor_limit
+from appliance.daemons.pack_keeper import PackKeeper
+from appliance.daemons.runtimes import PROGRESS_FILE, engine_store, orders_for, runtimes_of, write_progress
+from appliance.domain.engine_file import EngineHost
+from appliance.inference.address import Address, TlsFiles, UnixAddress, address_from_text
+from appliance.inference.engine import Runtime
+from appliance.inference.engine_builds import EngineBuilds
+from appliance.inference.engine_file import clear_drafts
+from appliance.inference.engine_store import EngineStore
+from appliance.inference.memory import give_back, use_few_arenas
+from appliance.inference.metrics import metrics_text
+from appliance.inference.metrics_server import OFF, MetricsServer
+from appliance.inference.nvml import GpuMonitor
 from appliance.inference.runner import PackRunner
+from appliance.inference.scheduler import QueueLimits
 from appliance.inference.server import InferenceServer
-from appliance.packs.open import PackProblem, installed_packs
+from appliance.inference.tensorrt_engine import host_of
 from appliance.settings import Settings
-from appliance.telemetry import Logger, logger_for
+from appliance.telemetry import logger_for
 
-PACKS_FILE = Path("run", "packs.json")
-
-
-@dataclass(frozen=True, slots=True)
-class PackStatus:
-    """One installed pack as the page and `insite status` show it.
-
-    Attributes:
-        name: The pack's name; the folder's where the manifest can't be trusted. The fields after it are empty then.
-        precision: What it is served in; empty when refused.
-        state: `active` or `refused`.
-        reason: Why it was refused, with the way forward; for an active pack, why a better precision is not served.
-    """
-
-    name: str
-    title: str
-    release: int | None
-    version: str
-    digest: str
-    validation: str
-    precision: str
-    state: str
-    reason: str
+METRICS_SOCKET = Path("run", "inference-metrics.sock")
 
 
 def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) -> None:
@@ -53,90 +41,61 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
     Raises:
         SettingsError: The socket can't be taken.
     """
+    use_few_arenas()
     log = logger_for("inference")
-    with PackRunner((), settings.inference.threads) as runner:
-        statuses = list(_activated(settings, runner, stop, log))
-        write_statuses(settings.state / PACKS_FILE, statuses)
+    raise_descriptor_limit()
+    address = address_of(settings)
+    limits = QueueLimits(images=settings.inference.queue_images, ageing_seconds=settings.inference.ageing_seconds)
+    with ExitStack() as stack:
+        monitor = stack.enter_context(GpuMonitor())
+        host = host_of(monitor.state())
+        store = engine_store(settings)
+        make = partial(_runtimes, settings, host, store, monitor)
+        runner = stack.enter_context(PackRunner((), limits=limits, runtimes=make()))
+        keeper = PackKeeper(settings, runner, lambda: PackRunner((), runtimes=make()), log)
+        keeper.start(stop)
         if stop.is_set():
             return
         if not runner.served():
-            log.error("no pack serves", folder=str(settings.packs_folder), refused=len(statuses))
-        with InferenceServer(runner, settings.inference_socket, version=version("insite"), log=log):
-            log.info("serving", socket=str(settings.inference_socket), models=[each.name for each in runner.served()])
-            ready()
-            stop.wait()
+            log.error("no pack serves", folder=str(settings.packs_folder), refused=len(keeper.statuses()))
+        server = InferenceServer(runner, address, version=version("insite"), log=log, repository=keeper)
+        stack.enter_context(server)
+        keeper.when_changed(partial(_changed, server))
+        where = settings.inference.metrics or f"unix://{settings.state / METRICS_SOCKET}"
+        if where != OFF:
+            stack.enter_context(MetricsServer(where, lambda: metrics_text(runner, monitor.state())))
+        clear_drafts(store.built)  # the socket is ours, so no other daemon builds here
+        file = settings.state / PROGRESS_FILE
+        builds = stack.enter_context(EngineBuilds(lambda progress: write_progress(file, progress), keeper.refresh))
+        keeper.when_serving(lambda pack: builds.order_all(orders_for(pack, store, host)))
+        log.info("serving", address=_words(address), models=[each.name for each in runner.served()])
+        ready()
+        stop.wait()
 
 
-def write_statuses(file: Path, statuses: Sequence[PackStatus]) -> None:
-    """Replace the list in one move, so that a reader finds the old one or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as stream:
-        json.dump([asdict(status) for status in statuses], stream, indent=2)
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(file)
+def _changed(server: InferenceServer) -> None:
+    server.say_ready()
+    give_back()
 
 
-def _activated(settings: Settings, runner: PackRunner, stop: threading.Event, log: Logger) -> Iterator[PackStatus]:
-    found = installed_packs(
-        settings.packs_folder,
-        settings.packs.trusted_keys,
-        allow_unvalidated=settings.packs.allow_unvalidated,
-    )
-    for problem in found:
-        if isinstance(problem, PackProblem):
-            reason = str(problem.error)
-            yield _refused(PackStatus(problem.name, "", None, "", "", "", "", "refused", reason), log)
-    for pack in _newest_first(found):
-        if stop.is_set():
-            return
-        yield _status(pack, runner, log)
+def _runtimes(settings: Settings, host: EngineHost, store: EngineStore, monitor: GpuMonitor) -> tuple[Runtime, ...]:
+    return runtimes_of(settings, host, store, monitor.state)
 
 
-def _newest_first(found: Sequence[VerifiedPack | PackProblem]) -> Sequence[VerifiedPack]:
-    """By name, and of several releases of one name the newest first: an older one serves where a newer one can't."""
-    packs = [each for each in found if isinstance(each, VerifiedPack)]
-    return sorted(packs, key=lambda pack: (pack.manifest.name, -pack.manifest.release))
+def address_of(settings: Settings) -> Address:
+    """Where this appliance's daemon listens.
+
+    Raises:
+        SettingsError: `inference.listen` is no address, or a port without TLS.
+    """
+    section = settings.inference
+    if not section.listen:
+        return UnixAddress(settings.inference_socket)
+    files = (section.tls_certificate, section.tls_key, section.tls_client_authority)
+    certificate, key, authority = files
+    tls = TlsFiles(certificate, key, authority) if certificate and key and authority else None
+    return address_from_text(section.listen, tls)
 
 
-def _status(pack: VerifiedPack, runner: PackRunner, log: Logger) -> PackStatus:
-    manifest = pack.manifest
-    try:
-        serving = serve_best(pack, runner)
-    except PackError as error:
-        return _refused(_listed(manifest, "", "refused", str(error)), log)
-    for rejection in serving.rejected:
-        log.error("precision rejected", pack=manifest.name, precision=rejection.precision, reason=rejection.reason)
-    report = serving.report
-    log.info(
-        "pack active",
-        pack=manifest.name,
-        release=manifest.release,
-        digest=manifest.digest,
-        precision=report.provenance.precision,
-        golden_cases=report.cases,
-        worst_score_difference=round(report.worst_score_difference, 4),
-        worst_mask_dice=round(report.worst_mask_dice, 4),
-    )
-    given_way = " ".join(f"{each.precision} was rejected: {each.reason}" for each in serving.rejected)
-    return _listed(manifest, report.provenance.precision, "active", given_way)
-
-
-def _refused(status: PackStatus, log: Logger) -> PackStatus:
-    log.error("pack refused", pack=status.name, release=status.release, reason=status.reason)
-    return status
-
-
-def _listed(manifest: PackManifest, precision: str, state: str, reason: str) -> PackStatus:
-    return PackStatus(
-        name=manifest.name,
-        title=manifest.title,
-        release=manifest.release,
-        version=manifest.version,
-        digest=manifest.digest,
-        validation=manifest.validation.value,
-        precision=precision,
-        state=state,
-        reason=reason,
-    )
+def _words(address: Address) -> str:
+    return str(address.path) if isinstance(address, UnixAddress) else f"{address.host}:{address.port}"

@@ -7,6 +7,7 @@ from outside first.
 """
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -116,9 +117,21 @@ def inference_answers(settings: Settings) -> bool:
     """Whether the inference daemon answers on its socket, with packs or without."""
     from appliance.inference.client import OipClient  # noqa: PLC0415 - node and site never load an inference runtime
 
+    target = settings.inference.listen or f"unix://{settings.inference_socket}"
+    if not target.startswith("unix:"):
+        return _connects(*target.rsplit(":", 1))
     try:
-        with OipClient(f"unix://{settings.inference_socket}", ANSWER_SECONDS) as client:
+        with OipClient(target, ANSWER_SECONDS) as client:
             client.served()
     except InsiteError:
+        return False
+    return True
+
+
+def _connects(host: str, port: str) -> bool:
+    """Whether somebody listens; the daemon has no certificate with which to ask itself over TLS."""
+    try:
+        socket.create_connection((EVERY_ADDRESS.get(host, host), int(port)), ANSWER_SECONDS).close()
+    except OSError:
         return False
     return True

@@ -4,6 +4,8 @@ Every error carries two sentences: what happened, naming the thing, and the way 
 data: the first line of an error reaches logs and pages.
 """
 
+from appliance.domain.engine_file import EngineRefusal
+
 
 class InsiteError(Exception):
     """The root of everything that Insite raises on purpose.
@@ -86,6 +88,14 @@ class GateError(PackError):
     """The gate report is missing or refuses the pack, or the golden cases do not reproduce on this machine."""
 
 
+class EngineFileError(PackContentError):
+    """An engine file can't be built, or may not be loaded here; `refusal` says which of the two and why."""
+
+    def __init__(self, message: str, way_forward: str = "", *, refusal: EngineRefusal | None = None) -> None:
+        super().__init__(message, way_forward)
+        self.refusal = refusal
+
+
 class UnvalidatedPackError(PackError):
     """The pack is marked as untrained, synthetic or research-only and nobody allowed it."""
 
@@ -108,6 +118,46 @@ class InvalidTensorError(InferenceError):
 
 class InferenceUnavailableError(InferenceError):
     """The daemon is not there, is loading or is overloaded: trying again later may help."""
+
+
+class OverloadedError(InferenceUnavailableError):
+    """The queue is full; `retry_after_seconds` says when there is likely to be room."""
+
+    def __init__(self, message: str, way_forward: str = "", *, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message, way_forward)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DeadlineError(InferenceError):
+    """The time that the caller gave ran out before the answer was there."""
+
+
+class NotOfferedError(InferenceError):
+    """The protocol has it, this daemon does not, and says so."""
+
+
+class SharedMemoryError(InferenceError):
+    """A region of shared memory can't be used."""
+
+
+class UnknownRegionError(SharedMemoryError):
+    """No region of this name is registered, or there is no such memory."""
+
+
+class RegionExistsError(SharedMemoryError):
+    """The name is taken."""
+
+
+class RegionAccessError(SharedMemoryError):
+    """The region belongs to somebody who does not give this daemon the right to it."""
+
+
+class RegionRangeError(SharedMemoryError):
+    """The region is smaller than what is asked of it."""
+
+
+class RegionFullError(SharedMemoryError):
+    """There is no memory left for what is to be written into the region."""
 
 
 class ProvenanceError(InferenceError):

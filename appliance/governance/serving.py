@@ -1,19 +1,30 @@
-"""Brings a pack up in the best precision that this machine computes right: a rejected one gives way to the next."""
+"""Brings a pack up in the fastest way that this machine computes right; what is wrong or slower gives way.
 
+Every way to serve a pack (a precision on a runtime) first reproduces the golden cases. Among those that do the fastest
+serves: a quantised encoder that is not faster than the less quantised one has no reason to be there.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from appliance.domain.errors import GateError
+from appliance.domain.errors import EngineFileError, GateError, PackContentError
 from appliance.domain.manifest import VerifiedPack
 from appliance.governance.activation import ActivationReport, activate
-from appliance.inference.runner import PackRunner
+from appliance.governance.measured import Measured
+from appliance.inference.runner import Choice, PackRunner
+from appliance.inference.scheduler import Batching
+
+SLOWER = 1.03
+"""A later choice must beat an earlier one by this factor: within it the manifest's order decides, not noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A precision that did not reproduce the golden cases on this machine, and how it failed."""
+    """A precision that does not serve on this machine, and why: wrong golden cases, an engine refused, or slower."""
 
     precision: str
     reason: str
+    runtime: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +35,96 @@ class Serving:
     rejected: tuple[Rejection, ...]
 
 
-def serve_best(pack: VerifiedPack, runner: PackRunner) -> Serving:
-    """Load a pack into a runner in the first precision of its manifest that passes activation.
+@dataclass(frozen=True, slots=True)
+class _Passed:
+    choice: Choice
+    report: ActivationReport
+    batching: Batching
+
+
+def serve_best(pack: VerifiedPack, runner: PackRunner, measured: Measured | None = None) -> Serving:
+    """Load a pack into a runner in the fastest way that passes activation.
+
+    Args:
+        measured: Where measurements are remembered; without it nothing is measured, and the first way of the manifest
+            that passes serves.
 
     Raises:
         PackContentError: No variant fits this machine, a graph can't be loaded, or the name is taken.
-        GateError: Every variant for this machine fails; nothing of the pack stays loaded.
+        EngineFileError: No engine may be loaded, and there is no other way.
+        GateError: Every way fails; nothing of the pack stays loaded.
     """
+    choices = runner.choices(pack)
+    if len(choices) < 2 or measured is None:  # noqa: PLR2004 - nothing to choose from
+        return _first_that_passes(pack, runner, choices, measured)
     rejected: list[Rejection] = []
-    while True:
-        precision = runner.add(pack, without=[each.precision for each in rejected]).precision
+    passed: list[_Passed] = []
+    problems: list[GateError | EngineFileError | PackContentError] = []
+    for choice in choices:
         try:
-            return Serving(activate(pack, runner), tuple(rejected))
-        except GateError as error:
+            passed.append(_tried(pack, runner, choice, measured))
+        except (GateError, EngineFileError, PackContentError) as error:
+            problems.append(error)
+            rejected.append(Rejection(choice.precision, str(error), choice.runtime))
+        finally:
             runner.remove(pack.manifest.name)
-            rejected.append(Rejection(precision, str(error)))
-            if not runner.can_load(pack, without=[each.precision for each in rejected]):
+    if not passed:
+        raise problems[-1]
+    best = _fastest(passed)
+    rejected += [
+        Rejection(each.choice.precision, _slower(each, best), each.choice.runtime)
+        for each in passed[: passed.index(best)]
+    ]
+    runner.add(pack, best.choice)
+    runner.set_batching(pack.manifest.name, best.batching)
+    return Serving(best.report, tuple(rejected))
+
+
+def _first_that_passes(
+    pack: VerifiedPack, runner: PackRunner, choices: Sequence[Choice], measured: Measured | None
+) -> Serving:
+    rejected: list[Rejection] = []
+    for choice in choices or (None,):
+        try:
+            runner.add(pack, choice)
+            report = activate(pack, runner)
+        except (GateError, EngineFileError) as error:
+            runner.remove(pack.manifest.name)
+            if choice is None or choice is choices[-1]:
                 raise
+            rejected.append(Rejection(choice.precision, str(error), choice.runtime))
+            continue
+        if measured is not None and choice is not None:
+            runner.set_batching(pack.manifest.name, _batching(pack, runner, choice, measured))
+        return Serving(report, tuple(rejected))
+    raise AssertionError("the last choice serves or raises")
+
+
+def _tried(pack: VerifiedPack, runner: PackRunner, choice: Choice, measured: Measured) -> _Passed:
+    runner.add(pack, choice)
+    report = activate(pack, runner)
+    return _Passed(choice, report, _batching(pack, runner, choice, measured))
+
+
+def _batching(pack: VerifiedPack, runner: PackRunner, choice: Choice, measured: Measured) -> Batching:
+    known = measured.find(pack.manifest.digest, choice)
+    if known is not None:
+        return known
+    batching = runner.measure(pack.manifest.name)
+    measured.keep(pack.manifest.digest, choice, batching)
+    return batching
+
+
+def _fastest(passed: Sequence[_Passed]) -> _Passed:
+    best = passed[0]
+    for each in passed[1:]:
+        if each.batching.image_seconds * SLOWER < best.batching.image_seconds:
+            best = each
+    return best
+
+
+def _slower(one: _Passed, best: _Passed) -> str:
+    return (
+        f"{one.choice.precision} on {one.choice.runtime} takes {one.batching.image_seconds * 1000:.1f} ms an image, "
+        f"{best.choice.precision} on {best.choice.runtime} takes {best.batching.image_seconds * 1000:.1f} ms."
+    )

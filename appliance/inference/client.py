@@ -76,6 +76,47 @@ class OipClient:
         index: oip.RepositoryIndexResponse = self._call(self._stub.RepositoryIndex, request, "Listing the models")
         return tuple(self._served(model.name) for model in index.models)
 
+    def is_ready(self, model: str) -> bool:
+        """Whether a server, ours or another, says that a model is ready."""
+        request = oip.ModelReadyRequest(name=model)
+        answer: oip.ModelReadyResponse = self._call(self._stub.ModelReady, request, f"Asking after {model}")
+        return answer.ready
+
+    def regions(self) -> Sequence[str]:
+        """Names of the regions of shared memory that are registered."""
+        request = oip.SystemSharedMemoryStatusRequest()
+        answer: oip.SystemSharedMemoryStatusResponse = self._call(
+            self._stub.SystemSharedMemoryStatus, request, "Listing shared memory"
+        )
+        return tuple(sorted(answer.regions))
+
+    def answers(self, model: str) -> int:
+        """How many requests for a model the server has answered since it started."""
+        request = oip.ModelStatisticsRequest(name=model)
+        found: oip.ModelStatisticsResponse = self._call(
+            self._stub.ModelStatistics, request, f"Asking how often {model} answered"
+        )
+        return sum(each.inference_stats.success.count for each in found.model_stats)
+
+    def load_pack(self, name: str, seconds: float) -> None:
+        """Have the daemon verify, replay and serve a pack in its selected release."""
+        self._patiently(
+            self._stub.RepositoryModelLoad, oip.RepositoryModelLoadRequest(model_name=name), seconds, "Loading"
+        )
+
+    def unload_pack(self, name: str, seconds: float) -> None:
+        """Have the daemon stop serving a pack."""
+        request = oip.RepositoryModelUnloadRequest(model_name=name)
+        self._patiently(self._stub.RepositoryModelUnload, request, seconds, "Unloading")
+
+    def _patiently(self, method: Callable[..., Any], request: Any, seconds: float, what: str) -> None:
+        try:
+            method(request, timeout=seconds)
+        except grpc.RpcError as error:
+            raise error_from_status(
+                error.code(), error.details() or "", f"{what} the pack {request.model_name}"
+            ) from error
+
     def _served(self, model: str) -> ServedModel:
         metadata = self._metadata(model)
         provenance = provenance_from_parameters(model, metadata.parameters)
@@ -93,7 +134,7 @@ class OipClient:
         try:
             return self._once(method, request, what)
         except InferenceUnavailableError as error:
-            if not _is_away(error):
+            if not is_away(error):
                 raise
             if not self._is_back():
                 raise InferenceUnavailableError(
@@ -117,6 +158,7 @@ class OipClient:
             raise error_from_status(error.code(), error.details() or "", what) from error
 
 
-def _is_away(error: InferenceUnavailableError) -> bool:
+def is_away(error: InferenceUnavailableError) -> bool:
+    """Whether nobody answered; a daemon that was too slow, too busy or told to stop is there."""
     cause: Any = error.__cause__
-    return bool(cause.code() is grpc.StatusCode.UNAVAILABLE)
+    return isinstance(cause, grpc.RpcError) and cause.code() is grpc.StatusCode.UNAVAILABLE

@@ -1,15 +1,16 @@
 """Turns messages of the protocol into arrays and back; knows nothing of packs and nothing of connections."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from appliance.domain.errors import InvalidTensorError, ProvenanceError
+from appliance.domain.errors import InvalidTensorError, ProvenanceError, RegionRangeError, UnknownRegionError
 from appliance.domain.findings import ModelProvenance
 from appliance.domain.manifest import TensorSpec
 from appliance.inference.generated import open_inference_pb2 as oip
 from appliance.inference.runner import ModelDescription
+from appliance.inference.shared_memory import SharedRegions
 from appliance.inference.tensors import DTYPES, Array, datatype_of
 
 CONTENTS_FIELD: Mapping[str, str] = {
@@ -28,50 +29,92 @@ CONTENTS_FIELD: Mapping[str, str] = {
 """Which typed field carries a datatype; FP16 has none and must come as raw bytes."""
 
 
-def arrays_from_request(request: oip.ModelInferRequest) -> Mapping[str, Array]:
-    """The inputs of a request by name.
+REGION, REGION_SIZE, REGION_OFFSET = "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"
+"""Parameters of a tensor that lies in shared memory."""
+
+_IN_MEMORY = frozenset({REGION, REGION_SIZE, REGION_OFFSET})
+
+
+def arrays_from_request(request: oip.ModelInferRequest, regions: SharedRegions | None = None) -> Mapping[str, Array]:
+    """The inputs of a request by name, this process's own copies.
+
+    Args:
+        regions: Where inputs in shared memory are read; None where there are none.
 
     Raises:
         InvalidTensorError: A datatype, shape, count or length that does not fit, or the same name twice.
+        SharedMemoryError: A region that is not there or too small.
     """
     names = [tensor.name for tensor in request.inputs]
     if len(set(names)) != len(names):
         raise InvalidTensorError("The request brings two inputs of the same name.", "Name each input once.")
+    inline = [tensor for tensor in request.inputs if not tensor.parameters]
     raw: Sequence[bytes] = request.raw_input_contents
-    if raw and len(raw) != len(names):
+    if raw and len(raw) != len(inline):
         raise InvalidTensorError(
-            f"The request has {len(names)} inputs but {len(raw)} raw contents.", "Send one raw content per input."
+            f"The request has {len(inline)} inputs but {len(raw)} raw contents.", "Send one raw content per input."
         )
-    return {
-        tensor.name: _array_from_raw(tensor, raw[position]) if raw else _array_from_contents(tensor)
-        for position, tensor in enumerate(request.inputs)
-    }
+    arrays: dict[str, Array] = {}
+    remaining = iter(raw)
+    for tensor in request.inputs:
+        if tensor.parameters:
+            array = _array_from_memory(tensor, regions)
+        else:
+            array = _array_from_raw(tensor, next(remaining)) if raw else _array_from_contents(tensor)
+        arrays[tensor.name] = array
+    return arrays
+
+
+def check_outputs(request: oip.ModelInferRequest, model: Collection[str]) -> None:
+    """Refuse a request for outputs that the model has not, before anything is computed.
+
+    Raises:
+        InvalidTensorError: The model has no such output, or one is asked for in a form that is not offered.
+    """
+    for output in request.outputs:
+        if output.name not in model:
+            raise InvalidTensorError(
+                f"The model {request.model_name} has no output {output.name}.", f"It has {', '.join(model)}."
+            )
+        other = sorted(set(output.parameters) - _IN_MEMORY)
+        if other:
+            raise InvalidTensorError(
+                f"The output {output.name} is asked for with {other[0]}, which is not offered.", "Leave it out."
+            )
 
 
 def response_from_outputs(
-    request: oip.ModelInferRequest, outputs: Mapping[str, Array], provenance: ModelProvenance
+    request: oip.ModelInferRequest,
+    outputs: Mapping[str, Array],
+    provenance: ModelProvenance,
+    regions: SharedRegions | None = None,
 ) -> oip.ModelInferResponse:
     """An answer with raw contents, holding the outputs that the request asks for (all, when it names none).
 
+    Args:
+        regions: Where outputs go that the request wants in shared memory.
+
     Raises:
         InvalidTensorError: The request asks for an output that the model has not.
+        SharedMemoryError: A region that is not there, too small or not writable.
     """
-    wanted = [output.name for output in request.outputs] or list(outputs)
-    unknown = [name for name in wanted if name not in outputs]
-    if unknown:
-        raise InvalidTensorError(
-            f"The model {request.model_name} has no output {unknown[0]}.", f"It has {', '.join(outputs)}."
-        )
+    check_outputs(request, outputs)
     response = oip.ModelInferResponse(
         model_name=request.model_name,
         model_version=str(provenance.release),
         id=request.id,
         parameters=parameters_from_provenance(provenance),
     )
-    for name in wanted:
-        array = outputs[name]
-        response.outputs.add(name=name, datatype=datatype_of(array), shape=array.shape)
-        response.raw_output_contents.append(np.ascontiguousarray(array).tobytes())
+    for wanted in request.outputs or [oip.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in outputs]:
+        array = outputs[wanted.name]
+        data = np.ascontiguousarray(array).tobytes()
+        answer = response.outputs.add(name=wanted.name, datatype=datatype_of(array), shape=array.shape)
+        if wanted.parameters:
+            _into_memory(wanted, data, regions)
+            for name in wanted.parameters:
+                answer.parameters[name].CopyFrom(wanted.parameters[name])
+            data = b""
+        response.raw_output_contents.append(data)
     return response
 
 
@@ -144,6 +187,55 @@ def _tensor_metadata(spec: TensorSpec) -> oip.ModelMetadataResponse.TensorMetada
 _Tensor = oip.ModelInferRequest.InferInputTensor | oip.ModelInferResponse.InferOutputTensor
 
 
+def _array_from_memory(tensor: oip.ModelInferRequest.InferInputTensor, regions: SharedRegions | None) -> Array:
+    dtype = DTYPES[_known_datatype(tensor)]
+    name, size, offset = _place(tensor)
+    expected = _count(tensor) * dtype.itemsize
+    if size != expected:
+        raise InvalidTensorError(
+            f"The tensor {tensor.name} has {size} bytes in shared memory.",
+            f"{tensor.datatype} {list(tensor.shape)} takes {expected}.",
+        )
+    if tensor.HasField("contents"):
+        raise InvalidTensorError(f"The tensor {tensor.name} lies in shared memory and in the request.", "Send one.")
+    if regions is None:
+        raise UnknownRegionError(f"No region {name} is registered.", "Shared memory is not offered here.")
+    try:
+        found = regions.read(name, offset, size)
+    except MemoryError as error:
+        raise InvalidTensorError(
+            f"The tensor {tensor.name} has {size} bytes: more than this machine has room for.", "Send fewer images."
+        ) from error
+    return _shaped(found.view(dtype), tensor)
+
+
+def _into_memory(
+    wanted: oip.ModelInferRequest.InferRequestedOutputTensor, data: bytes, regions: SharedRegions | None
+) -> None:
+    name, size, offset = _place(wanted)
+    if regions is None:
+        raise UnknownRegionError(f"No region {name} is registered.", "Shared memory is not offered here.")
+    if size < len(data):
+        raise RegionRangeError(
+            f"The output {wanted.name} has {len(data)} bytes.", f"{size} in the region {name} are too few."
+        )
+    regions.write(name, offset, data)
+
+
+def _place(
+    tensor: oip.ModelInferRequest.InferInputTensor | oip.ModelInferRequest.InferRequestedOutputTensor,
+) -> tuple[str, int, int]:
+    unknown = sorted(set(tensor.parameters) - _IN_MEMORY)
+    name = tensor.parameters[REGION].string_param if REGION in tensor.parameters else ""
+    if unknown or not name:
+        raise InvalidTensorError(
+            f"The tensor {tensor.name} has the parameter {unknown[0] if unknown else REGION_SIZE} alone.",
+            f"A tensor takes {REGION}, {REGION_SIZE} and {REGION_OFFSET}.",
+        )
+    offset = tensor.parameters[REGION_OFFSET].int64_param if REGION_OFFSET in tensor.parameters else 0
+    return name, tensor.parameters[REGION_SIZE].int64_param if REGION_SIZE in tensor.parameters else 0, offset
+
+
 def _array_from_raw(tensor: _Tensor, raw: bytes) -> Array:
     dtype = DTYPES[_known_datatype(tensor)]
     if tensor.HasField("contents"):
@@ -156,7 +248,7 @@ def _array_from_raw(tensor: _Tensor, raw: bytes) -> Array:
             f"The tensor {tensor.name} has {len(raw)} bytes.",
             f"{tensor.datatype} {list(tensor.shape)} takes {expected}.",
         )
-    return np.frombuffer(raw, dtype).reshape(tuple(tensor.shape))
+    return _shaped(np.frombuffer(raw, dtype), tensor)
 
 
 def _array_from_contents(tensor: _Tensor) -> Array:
@@ -172,10 +264,22 @@ def _array_from_contents(tensor: _Tensor) -> Array:
             f"{datatype} {list(tensor.shape)} takes {_count(tensor)} there, and none elsewhere.",
         )
     try:
-        return np.array(values, DTYPES[datatype]).reshape(tuple(tensor.shape))
+        flat = np.array(values, DTYPES[datatype])
     except OverflowError as error:
         raise InvalidTensorError(
             f"A value of the tensor {tensor.name} does not fit into {datatype}.", "Send values of that datatype."
+        ) from error
+    return _shaped(flat, tensor)
+
+
+def _shaped(flat: Array, tensor: _Tensor) -> Array:
+    """An array in the shape that a message gives it, which numpy may not be able to hold even when nothing is in it."""
+    try:
+        return flat.reshape(tuple(tensor.shape))
+    except ValueError as error:
+        raise InvalidTensorError(
+            f"The tensor {tensor.name} has a shape of {len(tensor.shape)} dimensions that no array has.",
+            "Ask for the model's metadata.",
         ) from error
 
 

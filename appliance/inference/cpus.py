@@ -7,6 +7,15 @@ from pathlib import Path
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 
+MOST_THREADS = 16
+"""Threads of one run unless a setting says otherwise: several packs, each with a successor that is tried beside it,
+must stay within the 128 tasks of the daemon's unit on a machine of any size."""
+
+
+def run_threads() -> int:
+    """Threads of one run of a graph where no setting names them."""
+    return min(usable_cpus(), MOST_THREADS)
+
 
 def usable_cpus(cgroup_root: Path = CGROUP_ROOT, own_cgroup: Path = OWN_CGROUP) -> int:
     """At least 1; a quota of two and a half CPUs counts as two.

@@ -1,10 +1,10 @@
-"""The contract of every runtime: load a graph, run it on named arrays, let it go."""
+"""The contract of every runtime: load a graph, run it on named tensors, let it go."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from appliance.domain.manifest import TensorSpec
-from appliance.inference.tensors import Array
+from appliance.inference.tensors import Array, Tensor
 
 
 class Engine(Protocol):
@@ -25,14 +25,18 @@ class Engine(Protocol):
     @property
     def outputs(self) -> Sequence[TensorSpec]: ...  # noqa: D102 - described above
 
-    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Compute all outputs from all inputs.
+    def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Array]:
+        """Compute all outputs from all inputs, and bring them to the host.
 
         Raises:
             InvalidTensorError: A name, datatype or shape that the graph does not take.
             InferenceUnavailableError: The engine is closed.
             InferenceError: The runtime failed.
         """
+        ...
+
+    def run_on_device(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """As `run`, but outputs stay where they were computed, for another engine of the same runtime."""
         ...
 
     def close(self) -> None:
@@ -48,6 +52,11 @@ class Runtime(Protocol):
         """The name by which a manifest asks for it."""
         ...
 
+    @property
+    def version(self) -> str:
+        """Of the library behind it: what was measured with another one is measured again."""
+        ...
+
     def load(self, graph: bytes, *, title: str, precision: str) -> Engine:
         """Make an engine of a verified ONNX graph.
 
@@ -58,4 +67,13 @@ class Runtime(Protocol):
         Raises:
             PackContentError: The runtime can't load it.
         """
+        ...
+
+
+@runtime_checkable
+class HoldsThreads(Protocol):
+    """A runtime whose every engine keeps threads of its own, so that engines with little to compute get few."""
+
+    def for_heads(self) -> Runtime:
+        """The same runtime, for the small graphs that follow an encoder."""
         ...

@@ -1,9 +1,9 @@
 """One verified pack in memory: its encoder, its heads, and the features of the last images."""
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from threading import Lock
 
 import numpy as np
 
@@ -11,34 +11,45 @@ from appliance.domain.errors import InferenceError, PackContentError, UnknownMod
 from appliance.domain.findings import ModelProvenance
 from appliance.domain.manifest import EncoderVariant, InputSpec, PackManifest, TaskManifest, TensorSpec, VerifiedPack
 from appliance.domain.ports import Answer
-from appliance.inference.engine import Engine, Runtime
-from appliance.inference.feature_cache import FeatureCache, Features
-from appliance.inference.tensors import Array, described, fits
+from appliance.inference.engine import Engine, HoldsThreads, Runtime
+from appliance.inference.features import EmbeddingCache, FeatureRow
+from appliance.inference.question import Question
+from appliance.inference.scheduler import Batching
+from appliance.inference.tensors import MAX_BATCH, Array, Tensor, described, fits, is_finite
 
 EMBEDDING = "embedding"
 """The model, beside the tasks, that answers with the encoder's own summary of an image."""
 
-CACHED_IMAGES = 8
+CACHED_IMAGES = 16
 """Enough for the tasks of the studies that are worked on at the same time; features are a few megabytes each."""
 
 
 class LoadedPack:
-    """The engines of one pack; close it to free them.
+    """The engines of one pack; one thread asks it, and whoever made it closes it.
+
+    `batching` says how questions are best put together; whoever measured it sets it.
 
     Args:
         pack: What to load; every file is hashed again as it is read, so that what was verified is what runs.
         choice: The encoder variant and the runtime that serves it.
-        device: Held while a graph runs: all graphs share the same CPUs.
+        clock: Seconds, for the timing of questions.
 
     Raises:
         PackContentError: A graph can't be loaded, changed since it was verified, or is not as the manifest says.
     """
 
-    def __init__(self, pack: VerifiedPack, choice: tuple[EncoderVariant, Runtime], device: Lock) -> None:
+    def __init__(
+        self,
+        pack: VerifiedPack,
+        choice: tuple[EncoderVariant, Runtime],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._manifest = pack.manifest
-        self._device = device
-        self._cache = FeatureCache(CACHED_IMAGES)
+        self._clock = clock
+        self._cache = EmbeddingCache(CACHED_IMAGES)
+        self.batching = Batching()
         variant, runtime = choice
+        for_heads = runtime.for_heads() if isinstance(runtime, HoldsThreads) else runtime
         with ExitStack() as loading:
             self._encoder = _load(pack, variant.file, variant.precision, runtime)
             loading.callback(self._encoder.close)
@@ -47,7 +58,7 @@ class LoadedPack:
             )
             self._heads: dict[str, Engine] = {}
             for task in pack.manifest.tasks:
-                self._heads[task.name] = _load(pack, task.head, variant.precision, runtime)
+                self._heads[task.name] = _load(pack, task.head, variant.precision, for_heads)
                 loading.callback(self._heads[task.name].close)
                 _check_tensors(task.head, self._heads[task.name], _inputs_of(pack.manifest, task), task.outputs)
             self._open = loading.pop_all()
@@ -85,63 +96,190 @@ class LoadedPack:
             )
         return task.outputs
 
-    def run(self, model: str, image: Array) -> Answer:
-        """Run one model on checked images, UINT8 [N, 1, rows, columns].
+    def encode_seconds(self, images: Array) -> float:
+        """How long the encoder takes for a batch; for the latency table, before the pack serves."""
+        started = self._clock()
+        self._encoder.run_on_device({self._manifest.input.name: images})
+        return self._clock() - started
 
-        Raises:
-            UnknownModelError: No such task.
-            InferenceError: An output is not finite or not as the manifest says; it is never handed on.
+    def answer(self, questions: Sequence[tuple[Question, tuple[str, ...]]]) -> None:
+        """Answer questions together: the encoder sees each image once, each head its images at once.
+
+        Args:
+            questions: Each with the content digests of its images. Every question is settled, whatever happens; one
+                that fails takes no other along.
         """
-        specs = self.outputs(model)
-        features = self._features(image)
-        if model == EMBEDDING:
-            outputs: Mapping[str, Array] = features
-        else:
-            head = self._heads[model]
-            with self._device:
-                outputs = head.run({spec.name: features[spec.name] for spec in head.inputs})
-        return Answer({spec.name: self._checked(model, spec, outputs[spec.name]) for spec in specs}, self.provenance)
+        rows, spoilt = self._features(questions)
+        for model in dict.fromkeys(question.model for question, _ in questions):
+            asked = [(question, digests) for question, digests in questions if question.model == model]
+            able = []
+            for question, digests in asked:
+                error = next((spoilt[digest] for digest in digests if digest in spoilt), None)
+                if error is None:
+                    able.append((question, [rows[digest] for digest in digests]))
+                else:
+                    question.settle(None, error)
+            if able:
+                self._answer_one_model(model, able)
 
     def close(self) -> None:
-        """Free the engines; a run in progress ends normally."""
+        """Free the engines and what they computed."""
+        self._cache.clear()
         self._open.close()
 
-    def _features(self, image: Array) -> Features:
-        key = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
-        return self._cache.get(key, lambda: self._encode(image))
+    def _features(
+        self, questions: Sequence[tuple[Question, tuple[str, ...]]]
+    ) -> tuple[dict[str, FeatureRow], dict[str, BaseException]]:
+        """The features of every image, computed where not remembered, and the errors of those that have none."""
+        rows: dict[str, FeatureRow] = {}
+        fresh: dict[str, Array] = {}
+        for question, digests in questions:
+            for position, digest in enumerate(digests):
+                if digest in rows or digest in fresh:
+                    question.timing.cache_hits += 1
+                elif (known := self._cache.get(digest)) is not None:
+                    rows[digest] = known
+                    question.timing.cache_hits += 1
+                else:
+                    fresh[digest] = question.images[position : position + 1]
+        started = self._clock()
+        spoilt: dict[str, BaseException] = {}
+        wanted = list(fresh.items())
+        for start in range(0, len(wanted), MAX_BATCH):
+            self._encode(dict(wanted[start : start + MAX_BATCH]), rows, spoilt)
+        seconds = self._clock() - started
+        for question, _ in questions:
+            question.timing.encoder = seconds
+            question.timing.batch = len(wanted)
+        return rows, spoilt
 
-    def _encode(self, image: Array) -> Features:
-        with self._device:
-            outputs = self._encoder.run({self._manifest.input.name: image})
-        return {
-            spec.name: self._checked("encoder", spec, outputs[spec.name]) for spec in self._manifest.encoder_outputs
-        }
+    def _encode(
+        self, images: Mapping[str, Array], rows: dict[str, FeatureRow], spoilt: dict[str, BaseException]
+    ) -> None:
+        batch = next(iter(images.values())) if len(images) == 1 else np.concatenate(list(images.values()))
+        try:
+            found = self._run_encoder(batch)
+        except Exception as error:  # noqa: BLE001 - told to those who asked; one image must not fail the others
+            if len(images) == 1:
+                spoilt.update(dict.fromkeys(images, error))
+                return
+            for digest, image in images.items():
+                self._encode({digest: image}, rows, spoilt)
+            return
+        for row, digest in enumerate(images):
+            try:
+                self._check_row("encoder", found, row)
+            except InferenceError as error:
+                spoilt[digest] = error
+            else:
+                rows[digest] = FeatureRow(found, row)
+                self._cache.put(digest, rows[digest])
 
-    def _checked(self, model: str, spec: TensorSpec, array: Array) -> Array:
-        name = f"The output {spec.name} of {self._manifest.name}.{model}"
-        if not fits(spec, array):
+    def _run_encoder(self, batch: Array) -> dict[str, Tensor]:
+        outputs = self._encoder.run_on_device({self._manifest.input.name: batch})
+        found = {spec.name: outputs[spec.name] for spec in self._manifest.encoder_outputs}
+        for spec in self._manifest.encoder_outputs:
+            self._check_shape("encoder", spec, found[spec.name], len(batch))
+        return found
+
+    def _answer_one_model(self, model: str, asked: Sequence[tuple[Question, list[FeatureRow]]]) -> None:
+        started = self._clock()
+        try:
+            found = self._run_model(model, [row for _, rows in asked for row in rows])
+        except Exception as error:  # noqa: BLE001 - told to those who asked
+            if len(asked) > 1:
+                for each in asked:
+                    self._answer_one_model(model, [each])
+            else:
+                asked[0][0].settle(None, error)
+            return
+        seconds = self._clock() - started
+        start = 0
+        for question, rows in asked:
+            question.timing.head = seconds
+            stop = start + len(rows)
+            outputs = {name: array[start:stop] for name, array in found.items()}
+            start = stop
+            try:
+                for row in range(len(rows)):
+                    self._check_row(model, outputs, row)
+            except InferenceError as error:
+                question.settle(None, error)
+            else:
+                question.settle(Answer(outputs, self.provenance), None)
+
+    def _run_model(self, model: str, rows: Sequence[FeatureRow]) -> dict[str, Array]:
+        """The outputs of a model for feature rows, in their order."""
+        specs = self.outputs(model)
+        if model == EMBEDDING:
+            found = {spec.name: _joined([row.host(spec.name) for row in rows]) for spec in specs}
+        else:
+            head = self._heads[model]
+            names = [spec.name for spec in head.inputs]
+            parts = [head_outputs(head, names, run) for run in _runs_of(rows)]
+            found = {spec.name: _joined([part[spec.name] for part in parts]) for spec in specs}
+        for spec in specs:
+            self._check_shape(model, spec, found[spec.name], len(rows))
+        return found
+
+    def _check_shape(self, model: str, spec: TensorSpec, tensor: Tensor, images: int) -> None:
+        if not fits(spec, tensor) or tensor.shape[0] != images:
             raise InferenceError(
-                f"{name} is {array.dtype} {list(array.shape)}, not {described(spec)}.", "Build the pack again."
+                f"The output {spec.name} of {self._manifest.name}.{model} is {tensor.dtype} {list(tensor.shape)}, "
+                f"not {described(spec)}.",
+                "Build the pack again.",
             )
-        if not np.isfinite(array).all():
-            raise InferenceError(
-                f"{name} is not finite.", "The image can't be judged by this pack; report the case to the pack's maker."
-            )
-        return array
+
+    def _check_row(self, model: str, tensors: Mapping[str, Tensor], row: int) -> None:
+        """Refuse what is not finite; features on a GPU are judged by what the heads make of them."""
+        for name, tensor in tensors.items():
+            if isinstance(tensor, np.ndarray) and not is_finite(tensor[row]):
+                raise InferenceError(
+                    f"The output {name} of {self._manifest.name}.{model} is not finite.",
+                    "The image can't be judged by this pack; report the case to the pack's maker.",
+                )
 
 
-def best_variant(
-    manifest: PackManifest, runtimes: Sequence[Runtime], without: Collection[str] = ()
-) -> tuple[EncoderVariant, Runtime] | None:
-    """The manifest's first variant that a runtime of this machine serves, precisions in `without` left out."""
-    candidates = (
-        (variant, runtime)
-        for variant in manifest.variants
-        if variant.precision not in without
-        for runtime in runtimes
-        if runtime.name in variant.runtimes
+def head_outputs(head: Engine, names: Sequence[str], rows: Sequence[FeatureRow]) -> dict[str, Array]:
+    """Run a head on rows that one run of the encoder gave, in the order of the rows.
+
+    On a CPU the head sees these rows only; on a GPU it sees the whole batch, which never leaves the device.
+    """
+    tensors = rows[0].tensors
+    positions = [row.row for row in rows]
+    low, high = min(positions), max(positions) + 1
+    inputs: dict[str, Tensor] = {}
+    for name in names:
+        tensor = tensors[name]
+        inputs[name] = tensor[low:high] if isinstance(tensor, np.ndarray) else tensor
+    outputs = head.run(inputs)
+    first = low if all(isinstance(tensors[name], np.ndarray) for name in names) else 0
+    wanted = [position - first for position in positions]
+    if wanted == list(range(len(outputs[next(iter(outputs))]))):
+        return dict(outputs)
+    return {name: array[wanted] for name, array in outputs.items()}
+
+
+def _runs_of(rows: Sequence[FeatureRow]) -> list[list[FeatureRow]]:
+    """Neighbouring rows that came from one run of the encoder."""
+    runs: list[list[FeatureRow]] = []
+    for row in rows:
+        if runs and runs[-1][0].tensors is row.tensors:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return runs
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def choices_of(manifest: PackManifest, runtimes: Sequence[Runtime]) -> tuple[tuple[EncoderVariant, Runtime], ...]:
+    """What a machine with these runtimes can serve, in the manifest's order of preference."""
+    return tuple(
+        (variant, runtime) for variant in manifest.variants for runtime in runtimes if runtime.name in variant.runtimes
     )
-    return next(candidates, None)
 
 
 def tensor_of_input(spec: InputSpec) -> TensorSpec:

@@ -5,9 +5,9 @@ from typing import Any
 
 import onnxruntime
 
-from appliance.domain.errors import InferenceError, InferenceUnavailableError, InvalidTensorError, PackContentError
+from appliance.domain.errors import InferenceError, InferenceUnavailableError, PackContentError
 from appliance.domain.manifest import TensorSpec
-from appliance.inference.tensors import Array, described, fits
+from appliance.inference.tensors import Array, Tensor, check_inputs
 
 NAME = "onnxruntime-cpu"
 
@@ -26,11 +26,16 @@ _DATATYPES = {
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
 }
+DYNAMIC_BLOCKS = 4
+LARGE_BATCH = 4
+HEAD_THREADS = 2
+"""Threads of a head's run. Each session has a pool of its own: with the encoder's number, a pack of four tasks would
+hold five pools, on sixteen CPUs 75 threads of the 128 tasks that the daemon's unit allows."""
 _FATAL_ONLY = 4
 """ONNX Runtime's severity level; its errors reach us as exceptions, and our log from there."""
 
 _native = onnxruntime.capi.onnxruntime_pybind11_state
-_FAILURES = (
+FAILURES = (
     _native.Fail,
     _native.InvalidArgument,
     _native.InvalidGraph,
@@ -56,10 +61,19 @@ class OnnxRuntimeCpu:
     def __init__(self, threads: int) -> None:
         self._threads = threads
 
+    def for_heads(self) -> "OnnxRuntimeCpu":
+        """The same with few threads; see `HoldsThreads`."""
+        return OnnxRuntimeCpu(min(self._threads, HEAD_THREADS))
+
     @property
     def name(self) -> str:
         """The name by which a manifest asks for it."""
         return NAME
+
+    @property
+    def version(self) -> str:
+        """Of ONNX Runtime."""
+        return str(onnxruntime.__version__)
 
     def load(self, graph: bytes, *, title: str, precision: str) -> "OnnxRuntimeCpuEngine":
         """Make an engine; see `Runtime.load`."""
@@ -70,10 +84,12 @@ class OnnxRuntimeCpu:
         options.log_severity_level = _FATAL_ONLY
         # Idle threads must not spin: the node, the worker and the database live on the same CPUs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Operators are cut into blocks that threads take as they come: one that is held up does not hold up the others.
+        options.add_session_config_entry("session.dynamic_block_base", str(DYNAMIC_BLOCKS))
         try:
             session = onnxruntime.InferenceSession(graph, options, providers=list(_PROVIDERS), enable_fallback=0)
             return OnnxRuntimeCpuEngine(session, title, precision)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise PackContentError(
                 f"ONNX Runtime can't load {title}: {error}.", "Build the pack again for this software."
             ) from error
@@ -86,11 +102,12 @@ class OnnxRuntimeCpuEngine:
         self._session: onnxruntime.InferenceSession | None = session
         self._title = title
         self._precision = precision
-        self._inputs = _specs(session.get_inputs())
-        self._outputs = _specs(session.get_outputs())
-        # A burst of large batches must not keep its memory for good.
-        self._run_options = onnxruntime.RunOptions()
-        self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._inputs = specs_of(session.get_inputs())
+        self._outputs = specs_of(session.get_outputs())
+        # A burst of large batches must not keep its memory for good; a small batch would pay for it at each run.
+        self._large = onnxruntime.RunOptions()
+        self._large.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._small = onnxruntime.RunOptions()
 
     @property
     def runtime(self) -> str:
@@ -112,16 +129,20 @@ class OnnxRuntimeCpuEngine:
         """The graph's outputs."""
         return self._outputs
 
-    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    def run_on_device(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The host's memory is the device's; see `Engine.run_on_device`."""
+        return self.run(inputs)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Array]:
         """Compute all outputs; see `Engine.run`."""
         session = self._session
         if session is None:
             raise InferenceUnavailableError(f"{self._title} is closed.", "Ask again when the pack is loaded.")
-        self._check(inputs)
+        check_inputs(self._inputs, inputs, self._title)
         names = [spec.name for spec in self._outputs]
         try:
-            arrays = session.run(names, dict(inputs), self._run_options)
-        except _FAILURES as error:
+            arrays = session.run(names, dict(inputs), self._large if _is_large(inputs) else self._small)
+        except FAILURES as error:
             raise InferenceError(f"ONNX Runtime failed on {self._title}: {error}.", "See the log.") from error
         return dict(zip(names, arrays, strict=True))
 
@@ -129,22 +150,13 @@ class OnnxRuntimeCpuEngine:
         """Let the session go."""
         self._session = None
 
-    def _check(self, inputs: Mapping[str, Array]) -> None:
-        if set(inputs) != {spec.name for spec in self._inputs}:
-            raise InvalidTensorError(
-                f"{self._title} was given {', '.join(sorted(inputs)) or 'no input'}.",
-                f"It takes {', '.join(described(spec) for spec in self._inputs)}.",
-            )
-        for spec in self._inputs:
-            array = inputs[spec.name]
-            if not fits(spec, array):
-                raise InvalidTensorError(
-                    f"The input {spec.name} of {self._title} is {array.dtype} {list(array.shape)}.",
-                    f"Expected is {described(spec)}.",
-                )
+
+def _is_large(inputs: Mapping[str, Tensor]) -> bool:
+    return max((tensor.shape[0] for tensor in inputs.values() if tensor.shape), default=0) > LARGE_BATCH
 
 
-def _specs(nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:
+def specs_of(nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    """What ONNX Runtime says of a graph's inputs or outputs; -1 for each length that is open."""
     return tuple(
         TensorSpec(
             node.name,

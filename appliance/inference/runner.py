@@ -1,7 +1,11 @@
 """Runs the models of several packs in this process: what the daemon serves, and what `insite analyse` calls itself."""
 
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from types import TracebackType
 from typing import Self
@@ -9,15 +13,32 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.domain.errors import InvalidTensorError, PackContentError, UnknownModelError
+from appliance.domain.errors import (
+    InferenceError,
+    InferenceUnavailableError,
+    InvalidTensorError,
+    PackContentError,
+    UnknownModelError,
+)
 from appliance.domain.findings import ModelProvenance
 from appliance.domain.manifest import TensorSpec, VerifiedPack
 from appliance.domain.ports import Answer, ServedModel
-from appliance.inference.cpus import usable_cpus
+from appliance.inference.cpus import run_threads
 from appliance.inference.engine import Runtime
-from appliance.inference.loaded_pack import LoadedPack, best_variant, tensor_of_input
+from appliance.inference.lane import Lane
+from appliance.inference.latency import batching_from, latency_table
+from appliance.inference.loaded_pack import LoadedPack, choices_of, tensor_of_input
 from appliance.inference.onnxruntime_cpu import OnnxRuntimeCpu
+from appliance.inference.question import Question, content_digests
+from appliance.inference.scheduler import Ask, Batching, Priority, QueueLimits
+from appliance.inference.shadow import ShadowComparison
+from appliance.inference.statistics import Statistics
 from appliance.inference.tensors import Array, check_input, described
+
+SHADOW_WAITS_FROM = 16
+"""Images in the queue from which on nothing is answered in shadow as well."""
+
+Settle = Callable[[Answer | None, BaseException | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +52,23 @@ class ModelDescription:
     provenance: ModelProvenance
 
 
+@dataclass(frozen=True, slots=True)
+class Urgency:
+    """How a caller wants to be served: its class, and the seconds it will wait (None: as long as it takes)."""
+
+    priority: Priority = Priority.ROUTINE
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One way to serve a pack: a precision of its encoder on a runtime of a certain version."""
+
+    precision: str
+    runtime: str
+    version: str
+
+
 class PackRunner:
     """Serves models `<pack>.<task>` and `<pack>.embedding`; implements `Inference`.
 
@@ -38,19 +76,33 @@ class PackRunner:
 
     Args:
         packs: Loaded at once; more may be added later.
-        threads: Threads of one run; 0 takes the CPUs that this process may use.
+        threads: Threads of one run; 0 takes the CPUs that this process may use, sixteen at most.
         runtimes: In order of preference; default: ONNX Runtime on the CPU.
+        limits: Of the queue.
+        clock: Seconds; deadlines and statistics are on it.
 
     Raises:
         PackContentError: A pack can't be loaded.
     """
 
     def __init__(
-        self, packs: Sequence[VerifiedPack] = (), threads: int = 0, *, runtimes: Sequence[Runtime] | None = None
+        self,
+        packs: Sequence[VerifiedPack] = (),
+        threads: int = 0,
+        *,
+        runtimes: Sequence[Runtime] | None = None,
+        limits: QueueLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._runtimes = tuple(runtimes) if runtimes is not None else (OnnxRuntimeCpu(threads or usable_cpus()),)
-        self._device = Lock()
+        self._runtimes = tuple(runtimes) if runtimes is not None else (OnnxRuntimeCpu(threads or run_threads()),)
+        self._clock = clock
         self._packs: dict[str, LoadedPack] = {}
+        self._shadows: dict[str, LoadedPack] = {}
+        self._coming: frozenset[str] = frozenset()
+        self.differences = ShadowComparison()
+        self._swapping = Lock()
+        self.statistics = Statistics()
+        self._lane = Lane(limits or QueueLimits(), self._work, self._give_up, clock)
         try:
             for pack in packs:
                 self.add(pack)
@@ -66,15 +118,19 @@ class PackRunner:
     ) -> None:
         self.close()
 
-    def can_load(self, pack: VerifiedPack, without: Collection[str] = ()) -> bool:
-        """Whether a pack has a variant for this machine, precisions in `without` left out."""
-        return best_variant(pack.manifest, self._runtimes, without) is not None
+    def choices(self, pack: VerifiedPack) -> tuple[Choice, ...]:
+        """The precisions and runtimes in which this machine can serve a pack, in the manifest's order."""
+        return tuple(
+            Choice(variant.precision, runtime.name, runtime.version)
+            for variant, runtime in choices_of(pack.manifest, self._runtimes)
+        )
 
-    def add(self, pack: VerifiedPack, without: Collection[str] = ()) -> ModelProvenance:
-        """Load one more pack in its best precision, those in `without` left out, and say how it is served.
+    def add(self, pack: VerifiedPack, choice: Choice | None = None) -> ModelProvenance:
+        """Load one more pack, in its first choice unless another is named, and say how it is served.
 
         Raises:
             PackContentError: No variant fits this machine, it can't be loaded, or the name is taken.
+            EngineFileError: An engine of it may not be loaded here.
         """
         name = pack.manifest.name
         if name in self._packs:
@@ -82,44 +138,157 @@ class PackRunner:
                 f"Release {self._packs[name].manifest.release} of the pack {name} is loaded already.",
                 "Remove it first, or remove one of the two folders.",
             )
-        choice = best_variant(pack.manifest, self._runtimes, without)
-        if choice is None:
-            raise PackContentError(
-                f"The pack {name} has no encoder for {' or '.join(runtime.name for runtime in self._runtimes)}.",
-                "Build the pack with a variant for this machine.",
-            )
-        loaded = LoadedPack(pack, choice, self._device)
-        self._packs = {**self._packs, name: loaded}
+        loaded = self._load(pack, choice)
+        with self._swapping:
+            self._packs = {**self._packs, name: loaded}
         return loaded.provenance
 
+    @contextmanager
+    def loading(self, name: str) -> Iterator[None]:
+        """While a pack that does not serve yet is loaded elsewhere, who asks for it is told to come again."""
+        self._coming = self._coming | {name}
+        try:
+            yield
+        finally:
+            self._coming = self._coming - {name}
+
+    def measure(self, name: str) -> Batching:
+        """Measure a pack's latency table and batch by it from now on; the pack must not serve yet."""
+        pack = self._packs[name]
+        self.set_batching(name, batching_from(latency_table(pack)))
+        return pack.batching
+
+    def set_batching(self, name: str, batching: Batching) -> None:
+        """Batch a pack's questions as was measured before."""
+        pack = self._packs[name]
+        pack.batching = batching
+        self._lane.set_batching(pack, batching)
+
+    def adopt(self, other: "PackRunner", name: str) -> None:
+        """Serve the pack of this name that another runner loaded, in place of our own, without dropping a request.
+
+        Who asked the old one before is answered by the old one; it is closed when the last of them has been.
+        """
+        pack = other.give(name)
+        self._lane.set_batching(pack, pack.batching)
+        with self._swapping:
+            before = self._packs.get(name)
+            self._packs = {**self._packs, name: pack}
+        if before is not None:
+            self._retire(before)
+
+    def give(self, name: str) -> LoadedPack:
+        """Hand a pack over with its last request answered; whoever takes it closes it."""
+        with self._swapping:
+            pack = self._packs[name]
+            self._packs = {each: loaded for each, loaded in self._packs.items() if each != name}
+        self._lane.drain(pack)
+        return pack
+
     def remove(self, name: str) -> None:
-        """Let a pack go; a name that is not loaded is no error."""
-        gone = self._packs.get(name)
-        if gone is not None:
+        """Let a pack go when its last request is answered; a name that is not loaded is no error."""
+        with self._swapping:
+            gone = self._packs.get(name)
             self._packs = {each: pack for each, pack in self._packs.items() if each != name}
-            gone.close()
+        if gone is not None:
+            self._retire(gone)
 
     def close(self) -> None:
-        """Let all packs go."""
-        for name in tuple(self._packs):
-            self.remove(name)
+        """Answer who waits, then let all packs go."""
+        self._lane.close()
+        packs, self._packs = [*self._packs.values(), *self._shadows.values()], {}
+        self._shadows = {}
+        for pack in packs:
+            pack.close()
 
     def infer(self, model: str, image: NDArray[np.uint8]) -> Answer:
         """Run one model on one image; see `Inference.infer`."""
-        pack, task = self._find(model, "")
-        return self._run(pack, task, {pack.manifest.input.name: image})
+        pack, _ = self._find(model, "")
+        return self.run(model, "", {pack.manifest.input.name: image})
 
     def run(self, model: str, version: str, tensors: Mapping[str, Array]) -> Answer:
-        """Run one model on named tensors, as a request of the protocol brings them.
+        """Run one model on named tensors and wait for the answer.
 
         Args:
             version: The release that must answer; empty for whichever is served.
 
         Raises:
-            UnknownModelError, InvalidTensorError, InferenceError: As their names say.
+            UnknownModelError, InvalidTensorError, OverloadedError, InferenceError: As their names say.
         """
+        answer: Future[Answer] = Future()
+        self.submit(model, version, tensors, partial(_fulfil, answer))
+        return answer.result()
+
+    def submit(
+        self, model: str, version: str, tensors: Mapping[str, Array], settle: Settle, urgency: Urgency | None = None
+    ) -> Ask:
+        """Queue a question and return at once; `settle` gets the answer or the error, in the lane's thread.
+
+        Args:
+            tensors: Owned by the runner from now on; nobody may change them.
+
+        Raises:
+            UnknownModelError, InvalidTensorError, OverloadedError, DeadlineError: As their names say; `settle` is not
+                called then.
+        """
+        shadow = self._shadows.get(model.partition(".")[0])
+        if shadow is None or not self._fits_in_shadow(shadow, model, urgency):
+            return self._queue(model, version, tensors, settle, urgency)
+        settle, unseen = self.differences.pair(model, settle)
+        # The served question first: its shadow must take neither its turn nor the last place of the queue.
+        ask = self._queue(model, version, tensors, settle, urgency)
+        self._in_shadow(shadow, model, tensors, unseen)
+        return ask
+
+    def _queue(
+        self, model: str, version: str, tensors: Mapping[str, Array], settle: Settle, urgency: Urgency | None
+    ) -> Ask:
+        while True:
+            pack, question, digests = self._question(model, version, tensors, settle)
+            seconds = (urgency or Urgency()).seconds
+            deadline = None if seconds is None else self._clock() + seconds
+            ask = Ask(pack, digests, (urgency or Urgency()).priority, deadline, question)
+            with self._swapping:
+                # A pack that was swapped meanwhile is being drained: the question is for its successor.
+                if self._packs.get(pack.manifest.name) is pack:
+                    self._lane.submit(ask)
+                    return ask
+
+    def _question(
+        self, model: str, version: str, tensors: Mapping[str, Array], settle: Settle
+    ) -> tuple[LoadedPack, Question, tuple[str, ...]]:
         pack, task = self._find(model, version)
-        return self._run(pack, task, tensors)
+        spec = tensor_of_input(pack.manifest.input)
+        if set(tensors) != {spec.name}:
+            raise InvalidTensorError(
+                f"The request brings {', '.join(sorted(tensors)) or 'no input'}.", f"Expected is {described(spec)}."
+            )
+        images = tensors[spec.name]
+        check_input(spec, images)
+        return pack, Question(task, images, settle, name=model), content_digests(images)
+
+    def adopt_shadow(self, other: "PackRunner", name: str) -> None:
+        """Let a pack that another runner loaded answer unseen what ours of the same name answers."""
+        pack = other.give(name)
+        self.drop_shadow(name)
+        self._lane.set_batching(pack, pack.batching)
+        self._shadows = {**self._shadows, name: pack}
+
+    def drop_shadow(self, name: str) -> None:
+        """End the shadow of a pack; none is no error."""
+        with self._swapping:
+            gone = self._shadows.get(name)
+            self._shadows = {each: pack for each, pack in self._shadows.items() if each != name}
+        if gone is not None:
+            self._retire(gone)
+
+    def shadows(self) -> Sequence[ModelProvenance]:
+        """The packs that answer in shadow."""
+        return tuple(pack.provenance for pack in self._shadows.values())
+
+    def cancel(self, ask: Ask) -> bool:
+        """Take a question back; False when it is being answered or is answered."""
+        return self._lane.cancel(ask)
 
     def served(self) -> Sequence[ServedModel]:
         """The models that are ready, sorted by name."""
@@ -145,9 +314,56 @@ class PackRunner:
         sizes = [pack.manifest.input.rows * pack.manifest.input.columns for pack in self._packs.values()]
         return max(sizes, default=0)
 
+    @property
+    def waiting_images(self) -> int:
+        """Images in the queue."""
+        return self._lane.waiting_images
+
+    def _load(self, pack: VerifiedPack, choice: Choice | None) -> LoadedPack:
+        able = choices_of(pack.manifest, self._runtimes)
+        wanted = [
+            (variant, runtime)
+            for variant, runtime in able
+            if choice is None or (variant.precision, runtime.name) == (choice.precision, choice.runtime)
+        ]
+        if not wanted:
+            raise PackContentError(
+                f"The pack {pack.manifest.name} has no encoder for "
+                f"{' or '.join(runtime.name for runtime in self._runtimes)}.",
+                "Build the pack with a variant for this machine.",
+            )
+        return LoadedPack(pack, wanted[0], self._clock)
+
+    def _fits_in_shadow(self, shadow: LoadedPack, model: str, urgency: Urgency | None) -> bool:
+        """Whether a shadow may answer too: never work of the background, never while much waits."""
+        background = urgency is not None and urgency.priority is Priority.BACKGROUND
+        known = model.partition(".")[2] in shadow.models
+        return known and not background and self._lane.waiting_images <= SHADOW_WAITS_FROM
+
+    def _in_shadow(self, shadow: LoadedPack, model: str, tensors: Mapping[str, Array], unseen: Settle) -> None:
+        images = tensors.get(shadow.manifest.input.name)
+        try:
+            if images is None:
+                raise InvalidTensorError("The shadow takes another input.")
+            check_input(tensor_of_input(shadow.manifest.input), images)
+            task = model.partition(".")[2]
+            question = Question(task, images, unseen, name=f"{model}@shadow")
+            with self._swapping:
+                if self._shadows.get(shadow.manifest.name) is shadow:
+                    self._lane.submit(Ask(shadow, content_digests(images), Priority.BACKGROUND, None, question))
+        except InferenceError as error:
+            unseen(None, error)
+
+    def _retire(self, pack: LoadedPack) -> None:
+        self._lane.drain(pack)
+        self._lane.set_batching(pack, None)
+        pack.close()
+
     def _find(self, model: str, version: str) -> tuple[LoadedPack, str]:
         name, _, task = model.partition(".")
         pack = self._packs.get(name)
+        if pack is None and name in self._coming:
+            raise InferenceUnavailableError(f"The pack {name} is loading.", "Ask again in a few seconds.")
         if pack is None or task not in pack.models:
             known = ", ".join(served.name for served in self.served()) or "no model"
             raise UnknownModelError(f"The model {model} is not served.", f"Served: {known}.")
@@ -157,11 +373,23 @@ class PackRunner:
             )
         return pack, task
 
-    def _run(self, pack: LoadedPack, task: str, tensors: Mapping[str, Array]) -> Answer:
-        spec = tensor_of_input(pack.manifest.input)
-        if set(tensors) != {spec.name}:
-            raise InvalidTensorError(
-                f"The request brings {', '.join(sorted(tensors)) or 'no input'}.", f"Expected is {described(spec)}."
-            )
-        check_input(spec, tensors[spec.name])
-        return pack.run(task, tensors[spec.name])
+    def _work(self, batch: Sequence[Ask]) -> None:
+        now = self._clock()
+        for ask in batch:
+            ask.payload.timing.queue = now - ask.arrived
+        pack: LoadedPack = batch[0].key  # type: ignore[assignment]
+        pack.answer([(ask.payload, ask.contents) for ask in batch])
+        self.statistics.batch([(ask.payload, len(ask.contents)) for ask in batch], self._clock() - now)
+
+    def _give_up(self, ask: Ask, error: Exception) -> None:
+        question: Question = ask.payload
+        if not question.settled:
+            self.statistics.failed(question.name)
+            question.settle(None, error)
+
+
+def _fulfil(answer: "Future[Answer]", found: Answer | None, error: BaseException | None) -> None:
+    if found is None:
+        answer.set_exception(error or AssertionError("neither an answer nor an error"))
+    else:
+        answer.set_result(found)

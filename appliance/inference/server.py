@@ -1,33 +1,41 @@
-"""Serves the Open Inference Protocol on a Unix socket, with gRPC's health and reflection services."""
+"""Serves the Open Inference Protocol on one address, with gRPC's health and reflection services.
 
+Calls are answered by one event loop in a thread of its own; graphs run in the runner's lane.
+"""
+
+import asyncio
 import os
 import socket
 import stat
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from appliance.domain.errors import SettingsError
+from appliance.inference.address import Address, UnixAddress, credentials_from_files
 from appliance.inference.generated import open_inference_pb2 as oip
 from appliance.inference.generated.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from appliance.inference.repository import Repository
 from appliance.inference.runner import PackRunner
-from appliance.inference.servicer import InferenceServicer
-from appliance.inference.statuses import StatusInterceptor
+from appliance.inference.servicer import STALLED_SECONDS, InferenceServicer
+from appliance.inference.shared_memory import SharedRegions
+from appliance.inference.statuses import Guarded
 from appliance.inference.tensors import MAX_BATCH
 from appliance.telemetry import Logger
 
-SERVICE: str = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+SERVICE: str = _SERVICE.full_name
+METHODS: tuple[str, ...] = tuple(method.name for method in _SERVICE.methods)
 
-CALLS_AT_ONCE = 8
-"""Threads that take calls; graphs run one at a time, so more would only wait."""
-CALLS_WAITING = 64
-"""Further calls are answered with RESOURCE_EXHAUSTED, so that an overload is seen and not hoarded."""
+LEAST_REQUEST = 4 * 1024 * 1024
+"""Bytes that a request may always have, so that a pack with larger images can be loaded while the daemon runs."""
 LARGEST_SOCKET_PATH = 107
 """Bytes of a Unix socket's path (unix(7): `sun_path` has 108 with its end)."""
 MESSAGE_OVERHEAD = 64 * 1024
@@ -38,66 +46,136 @@ STOP_SECONDS = 5.0
 _WITHOUT_OTHERS = 0o117
 """umask under which the socket is made with mode 0660: owner and group may connect, nobody else."""
 
+T = TypeVar("T")
+
 
 class InferenceServer:
     """A running server from `with` to the end of it.
 
     Args:
         runner: Whose models are served; its packs decide how large a request may be. Owned by the caller.
-        path: The Unix socket. One that a dead daemon left is replaced, one that a living daemon holds is not.
+        address: Where to listen. A Unix socket that a dead daemon left is replaced, one that a living one holds is not.
         version: The software's version, for metadata.
+        repository: Who loads packs for clients that ask for it; None refuses them.
+        stalled_seconds: How long a client may leave an answer of its stream unread.
 
     Raises:
-        SettingsError: On entry: the path is too long, is no socket, or belongs to a running daemon.
+        SettingsError: On entry: the path is too long, is no socket, or belongs to a running daemon; a TLS file can't
+            be read, or the port can't be had.
     """
 
-    def __init__(self, runner: PackRunner, path: Path, *, version: str, log: Logger) -> None:
-        self._path = path
-        self._ready = bool(runner.served())
-        self._health = health.HealthServicer()
-        self._executor = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="inference")
-        self._server = grpc.server(
-            self._executor,
-            interceptors=[StatusInterceptor(SERVICE, log)],
-            maximum_concurrent_rpcs=CALLS_WAITING,
-            options=[
-                ("grpc.max_receive_message_length", largest_request(runner.largest_image)),
-                ("grpc.enable_http_proxy", 0),
-                ("grpc.so_reuseport", 0),
-            ],
-        )
-        add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            InferenceServicer(runner, version), self._server
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+    def __init__(
+        self,
+        runner: PackRunner,
+        address: Address | Path,
+        *,
+        version: str,
+        log: Logger,
+        repository: Repository | None = None,
+        stalled_seconds: float = STALLED_SECONDS,
+    ) -> None:
+        self._runner = runner
+        self._address = UnixAddress(address) if isinstance(address, Path) else address
+        self._version = version
+        self._log = log
+        self._repository = repository
+        self._stalled_seconds = stalled_seconds
+        self._regions = SharedRegions()
+        self.port = 0
 
     def __enter__(self) -> Self:
-        _make_way(self._path)
-        before = os.umask(_WITHOUT_OTHERS)
+        if isinstance(self._address, UnixAddress):
+            _make_way(self._address.path)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="grpc", daemon=True)
+        self._thread.start()
         try:
-            self._server.add_insecure_port(f"unix:{self._path}")
-        finally:
-            os.umask(before)
-        state = health_pb2.HealthCheckResponse
-        for service in ("", SERVICE):
-            self._health.set(service, state.SERVING if self._ready else state.NOT_SERVING)
-        self._server.start()
+            self._on_loop(self._start())
+        except BaseException:
+            self._end_loop()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._health.enter_graceful_shutdown()
-        self._server.stop(STOP_SECONDS).wait()
-        self._executor.shutdown()
-        with suppress(FileNotFoundError):
-            self._path.unlink()
+        self._on_loop(self._stop())
+        self._end_loop()
+        self._regions.unregister("")
+        if isinstance(self._address, UnixAddress):
+            with suppress(FileNotFoundError):
+                self._address.path.unlink()
+
+    def say_ready(self) -> None:
+        """Bring the health service up to date with whether a pack serves; called when packs came or went."""
+        self._on_loop(self._tell_health())
+
+    async def _start(self) -> None:
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", largest_request(self._runner.largest_image)),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.enable_http_proxy", 0),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        servicer = InferenceServicer(
+            self._runner,
+            self._regions,
+            self._repository,
+            self._version,
+            self._log,
+            stalled_seconds=self._stalled_seconds,
+        )
+        add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            Guarded(servicer, METHODS, self._log), self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        await self._tell_health()
+        self._bind()
+        await self._server.start()
+
+    def _bind(self) -> None:
+        if isinstance(self._address, UnixAddress):
+            before = os.umask(_WITHOUT_OTHERS)
+            try:
+                self._server.add_insecure_port(f"unix:{self._address.path}")
+            finally:
+                os.umask(before)
+            return
+        where = f"{self._address.host}:{self._address.port}"
+        try:
+            self.port = self._server.add_secure_port(where, credentials_from_files(self._address.tls))
+        except RuntimeError as error:
+            raise SettingsError(
+                f"Nothing can listen on {where} with these TLS files.",
+                "Choose another port, or mend the files; the log of gRPC says which.",
+            ) from error
+
+    async def _stop(self) -> None:
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(STOP_SECONDS)
+
+    async def _tell_health(self) -> None:
+        state = health_pb2.HealthCheckResponse
+        for service in ("", SERVICE):
+            await self._health.set(service, state.SERVING if self._runner.served() else state.NOT_SERVING)
+
+    def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
 
 
 def largest_request(largest_image: int) -> int:
     """Bytes of the largest request that a pack can ask for, whichever way its pixels are sent."""
-    return largest_image * MAX_BATCH * TYPED_BYTES_PER_PIXEL + MESSAGE_OVERHEAD
+    return max(LEAST_REQUEST, largest_image * MAX_BATCH * TYPED_BYTES_PER_PIXEL) + MESSAGE_OVERHEAD
 
 
 def _make_way(path: Path) -> None:

@@ -1,22 +1,48 @@
-"""Errors as gRPC status codes and back: the one table, and the server's interceptor that applies it."""
+"""Errors as gRPC status codes and back: the one table, and the guard around the service that applies it."""
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import grpc
 
 from appliance.domain.errors import (
+    DeadlineError,
+    EngineFileError,
     InferenceError,
     InferenceUnavailableError,
     InsiteError,
     InvalidTensorError,
+    ManifestError,
+    NotOfferedError,
+    OverloadedError,
+    PackContentError,
+    PackError,
+    RegionAccessError,
+    RegionExistsError,
+    RegionFullError,
+    RegionRangeError,
+    SignatureError,
     UnknownModelError,
+    UnknownRegionError,
 )
 from appliance.telemetry import Logger
 
 STATUS_OF_ERROR: tuple[tuple[type[InsiteError], grpc.StatusCode], ...] = (
     (UnknownModelError, grpc.StatusCode.NOT_FOUND),
     (InvalidTensorError, grpc.StatusCode.INVALID_ARGUMENT),
+    (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (NotOfferedError, grpc.StatusCode.UNIMPLEMENTED),
+    (UnknownRegionError, grpc.StatusCode.NOT_FOUND),
+    (RegionExistsError, grpc.StatusCode.ALREADY_EXISTS),
+    (RegionAccessError, grpc.StatusCode.PERMISSION_DENIED),
+    (RegionRangeError, grpc.StatusCode.OUT_OF_RANGE),
+    (RegionFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (SignatureError, grpc.StatusCode.PERMISSION_DENIED),
+    (ManifestError, grpc.StatusCode.DATA_LOSS),
+    (EngineFileError, grpc.StatusCode.FAILED_PRECONDITION),
+    (PackContentError, grpc.StatusCode.DATA_LOSS),
+    (PackError, grpc.StatusCode.FAILED_PRECONDITION),
     (InferenceUnavailableError, grpc.StatusCode.UNAVAILABLE),
     (InsiteError, grpc.StatusCode.INTERNAL),
 )
@@ -42,8 +68,11 @@ WAYS_FORWARD: dict[type[InferenceError], str] = {
 _TOO_LARGE = "larger than max"
 """How gRPC says that a message is over the server's limit: RESOURCE_EXHAUSTED, as for an overload."""
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-"""Quoted: only the stubs know that the class is generic."""
+LONGEST_SENTENCE = 1000
+"""Characters: a hostile request's names come back in sentences, and a header of gRPC holds 8 KiB."""
+
+RETRY_AFTER, PUSHBACK = "retry-after-ms", "grpc-retry-pushback-ms"
+"""Trailing metadata of RESOURCE_EXHAUSTED: our hint, and the one that gRPC's own retries obey (gRFC A6)."""
 
 
 def error_from_status(code: grpc.StatusCode, details: str, what: str) -> InferenceError:
@@ -58,46 +87,47 @@ def error_from_status(code: grpc.StatusCode, details: str, what: str) -> Inferen
     return kind(f"{what} failed: {details or code.name}", WAYS_FORWARD[kind])
 
 
-class StatusInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
-    """Ends every call of one service that raised with the code of its error, and logs it.
+def told(error: InsiteError) -> str:
+    """What a client may know of an error: our own sentences, no longer than gRPC's headers carry."""
+    sentence = str(error)
+    return sentence if len(sentence) <= LONGEST_SENTENCE else f"{sentence[:LONGEST_SENTENCE]} …"
+
+
+class Guarded:
+    """A servicer whose every call that raises ends with the code of its error, and is logged.
 
     A client is told our own sentences; the text of an unforeseen exception goes to the log only.
 
     Args:
-        service: Full name of the service; others (health, reflection) answer for themselves.
+        servicer: Its methods are coroutines of (request or requests, context).
+        methods: Their names.
     """
 
-    def __init__(self, service: str, log: Logger) -> None:
-        self._prefix = f"/{service}/"
-        self._log = log
+    def __init__(self, servicer: Any, methods: Sequence[str], log: Logger) -> None:
+        for name in methods:
+            setattr(self, name, _guarded(getattr(servicer, name), name, log))
 
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], "Handler | None"],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "Handler | None":
-        """Wrap the handler of one call."""
-        handler = continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or handler.unary_unary is None or not method.startswith(self._prefix):
-            return handler
-        return grpc.unary_unary_rpc_method_handler(
-            self._guarded(handler.unary_unary, method.removeprefix(self._prefix)),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
 
-    def _guarded(self, behaviour: Callable[..., Any], method: str) -> Callable[[Any, grpc.ServicerContext], Any]:
-        def answer(request: Any, context: grpc.ServicerContext) -> Any:
-            try:
-                return behaviour(request, context)
-            except InsiteError as error:
-                code = next(code for kind, code in STATUS_OF_ERROR if isinstance(error, kind))
-                self._log.warning("call refused", method=method, code=code.name, error=str(error))
-                sentence = str(error)
-            except Exception:  # noqa: BLE001 - the top of a call: logged whole, counted by its code, told as nothing
-                code, sentence = grpc.StatusCode.INTERNAL, "The daemon failed; its log says why."
-                self._log.exception("call failed", method=method)
-            return context.abort(code, sentence)
+def _guarded(
+    behaviour: Callable[[Any, Any], Awaitable[Any]], method: str, log: Logger
+) -> Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[Any]]:
+    async def answer(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
+        try:
+            return await behaviour(request, context)
+        except InsiteError as error:
+            code = next(code for kind, code in STATUS_OF_ERROR if isinstance(error, kind))
+            log.warning("call refused", method=method, id=_id(request), code=code.name, error=str(error))
+            sentence = told(error)
+            if isinstance(error, OverloadedError):
+                hint = str(int(error.retry_after_seconds * 1000))
+                context.set_trailing_metadata(((RETRY_AFTER, hint), (PUSHBACK, hint)))
+        except Exception:  # the top of a call: logged whole, counted by its code, told as nothing
+            code, sentence = grpc.StatusCode.INTERNAL, "The daemon failed; its log says why."
+            log.exception("call failed", method=method, id=_id(request))
+        return await context.abort(code, sentence)
 
-        return answer
+    return answer
+
+
+def _id(request: Any) -> str:
+    return str(getattr(request, "id", ""))

@@ -8,7 +8,8 @@ from pathlib import Path
 from appliance.domain.errors import PackContentError
 
 SIGNATURE = "model.sig"
-ENGINE_SUFFIX = ".engine"
+ENGINE_SUFFIXES = (".engine", ".engine.json", ".engine.sig")
+"""An engine, its description and that one's signature: made after the pack, often on the machine that runs it."""
 
 ALLOWED_SUFFIXES = frozenset({".onnx", ".safetensors", ".json", ".toml", ".md", ".txt", ".csv", ".html"})
 """Graphs, arrays and text: nothing that runs when it is read, as a pickle does."""
@@ -39,6 +40,11 @@ def pack_files(folder: Path) -> tuple[str, ...]:
 def is_allowed_kind(path: str) -> bool:
     """Whether a pack may hold a file of this name."""
     return Path(path).suffix in ALLOWED_SUFFIXES or Path(path).name in ALLOWED_NAMES
+
+
+def stands_outside(path: str) -> bool:
+    """Whether a file belongs to an engine, which manifest and signature of a pack do not cover."""
+    return path.endswith(ENGINE_SUFFIXES)
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[str]:

@@ -13,7 +13,14 @@ from appliance.domain.errors import (
     UnvalidatedPackError,
 )
 from appliance.domain.manifest import PackManifest, Validation, VerifiedPack
-from appliance.packs.files import ENGINE_SUFFIX, REINSTALL, SIGNATURE, file_sha256, is_allowed_kind, pack_files
+from appliance.packs.files import (
+    REINSTALL,
+    SIGNATURE,
+    file_sha256,
+    is_allowed_kind,
+    pack_files,
+    stands_outside,
+)
 from appliance.packs.graphs import check_graph
 from appliance.packs.json_values import values_from_json
 from appliance.packs.manifest_json import GATE_REPORT, MANIFEST
@@ -105,7 +112,7 @@ def _manifest(folder: Path, present: Sequence[str]) -> PackManifest:
 
 def _check_files(folder: Path, manifest: PackManifest, present: Sequence[str]) -> None:
     expected = set(manifest.files)
-    found = {path for path in present if path not in {MANIFEST, SIGNATURE} and not path.endswith(ENGINE_SUFFIX)}
+    found = {path for path in present if path not in {MANIFEST, SIGNATURE} and not stands_outside(path)}
     for path in sorted(expected - found):
         raise PackContentError(f"{path} of the pack {manifest.name} is missing.", REINSTALL)
     for path in sorted(found - expected):

@@ -3,6 +3,7 @@
 The signature covers every file but itself and engine files: those are made on the machine that runs them.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -10,16 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from model_signing import hashing, signing, verifying
 
 from appliance.domain.errors import SignatureError
-from appliance.packs.files import ENGINE_SUFFIX, SIGNATURE, pack_files
+from appliance.packs.files import SIGNATURE, pack_files, stands_outside
 
 PRIVATE_KEY = "signing-key.pem"
 PUBLIC_KEY = "signing-key.pub.pem"
 
+_KEY_KIND = "Give a PEM file of an unencrypted private key on the curve P-256, P-384 or P-521."
 _MALFORMED = (
     ValueError,
     KeyError,
@@ -81,7 +83,7 @@ def sign_pack(folder: Path, private_key: Path) -> Path:
     except (*_MALFORMED, OSError) as error:
         raise SignatureError(
             f"The pack {folder.name} can't be signed with {private_key}: {error}.",
-            "Give a PEM file of an unencrypted private key on the curve P-256, P-384 or P-521.",
+            _KEY_KIND,
         ) from error
     return signature
 
@@ -118,6 +120,47 @@ def verify_signature(folder: Path, public_keys: Sequence[Path]) -> Path:
     )
 
 
+def sign_file(file: Path, private_key: Path) -> Path:
+    """Sign one file beside a pack, such as an engine's description; the signature is named `<file less .json>.sig`.
+
+    Raises:
+        SignatureError: The key can't be used.
+    """
+    try:
+        key = serialization.load_pem_private_key(private_key.read_bytes(), None)
+        signature = key.sign(file.read_bytes(), ec.ECDSA(hashes.SHA256()))  # type: ignore[union-attr,call-arg,arg-type]
+    except (*_MALFORMED, OSError) as error:
+        raise SignatureError(f"{file.name} can't be signed with {private_key}: {error}.", _KEY_KIND) from error
+    where = signature_of(file)
+    where.write_bytes(signature)
+    return where
+
+
+def verify_file(file: Path, public_keys: Sequence[Path]) -> Path:
+    """Check that a trusted key signed a file, and return the key's file.
+
+    Raises:
+        SignatureError: No signature, or none by a trusted key.
+    """
+    try:
+        signature, content = signature_of(file).read_bytes(), file.read_bytes()
+    except OSError as error:
+        raise SignatureError(
+            f"{file.name} has no signature: {error.strerror}.", "Sign it, or build it here."
+        ) from error
+    for key in public_keys:
+        with contextlib.suppress(*_MALFORMED, OSError):
+            trusted = serialization.load_pem_public_key(key.read_bytes())
+            trusted.verify(signature, content, ec.ECDSA(hashes.SHA256()))  # type: ignore[union-attr,call-arg,arg-type]
+            return key
+    raise SignatureError(f"{file.name} was signed by none of the trusted keys.", "Build it here.")
+
+
+def signature_of(file: Path) -> Path:
+    """Where the signature of a file beside a pack lies."""
+    return file.with_name(file.name.removesuffix(".json") + ".sig")
+
+
 def _reason(error: Exception) -> str:
     """What the library says, without the digests in which a reader would drown."""
     text = str(error).strip() or type(error).__name__
@@ -126,7 +169,7 @@ def _reason(error: Exception) -> str:
 
 
 def _hashing(folder: Path) -> hashing.Config:
-    outside = [path for path in pack_files(folder) if path.endswith(ENGINE_SUFFIX)]
+    outside = [path for path in pack_files(folder) if stands_outside(path)]
     config = hashing.Config()  # type: ignore[no-untyped-call]
     config.use_file_serialization(hashing_algorithm="sha256")
     return config.set_ignored_paths(paths=[SIGNATURE, *outside], ignore_git_paths=False)

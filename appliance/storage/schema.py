@@ -4,7 +4,7 @@ from sqlalchemy import Boolean, Column, ForeignKeyConstraint, Index, Integer, Me
 
 SCHEMA_VERSION = 1
 """Kept in `PRAGMA user_version`; a database of a later version is refused. A rollback runs the release before on the
-present file, so a new table leaves the number as it is; it is raised only with a release between (ADR 7)."""
+present file, so a new table leaves the number as it is; it is raised only with a release between (ADR 9)."""
 
 METADATA = MetaData()
 

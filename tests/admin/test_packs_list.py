@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.admin.packs_list import read_packs
+from appliance.admin.packs_list import read_engines, read_packs
 from appliance.domain.findings import ModelProvenance
 from appliance.domain.manifest import Validation
 from tests.fakes.scene import DIGEST, PACKS, PROVENANCE
@@ -42,3 +42,16 @@ def test_a_missing_or_broken_list_is_said(tmp_path: Path, text: str | None, prob
     listed = read_packs(file)
     assert problem in listed.problem
     assert not listed.packs
+
+
+def test_engines_that_are_being_built_say_how_far_they_are(tmp_path: Path) -> None:
+    """The daemon's other list lies beside the packs'; without it, or with a broken one, nothing is in the way."""
+    file = tmp_path / "packs.json"
+    assert read_engines(file) == []
+    entry = {"pack": "chest-xray", "engine": "e.trtrtx.engine", "state": "building", "phase": "Tactics", "step": 3}
+    (tmp_path / "engines.json").write_text(json.dumps([{**entry, "steps": 10, "reason": ""}]))
+    (line,) = read_engines(file)
+    assert (line.pack, line.state, line.far) == ("chest-xray", "building", "Tactics: 3 of 10")
+    for broken in ("{", "[1]", '[{"step": 1}]'):
+        (tmp_path / "engines.json").write_text(broken)
+        assert read_engines(file) == []

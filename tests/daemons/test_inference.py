@@ -1,9 +1,8 @@
 """The inference daemon from outside: what it serves, what it refuses and says, and how it ends."""
 
 import json
+import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,48 +14,9 @@ from structlog.testing import capture_logs
 from appliance.daemons.inference import run
 from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import EncoderVariant, Validation
-from appliance.inference.client import OipClient
-from appliance.settings import Settings, load
-from tests.fakes.tiny_pack import TinyPack, bright_picture, rewritten, tiny_pack
-
-
-def settings_for(state: Path, *packs: TinyPack, allow_unvalidated: bool = True) -> Settings:
-    """Settings of a site that trusts the keys of these packs."""
-    keys = sorted({str(pack.keys.public) for pack in packs})
-    return load(
-        None,
-        {
-            "state": str(state),
-            "inference": {"threads": 1},
-            "packs": {"folder": str(state / "packs"), "trusted_keys": keys, "allow_unvalidated": allow_unvalidated},
-        },
-    ).settings
-
-
-@contextmanager
-def running(settings: Settings) -> Iterator[OipClient]:
-    """The daemon in a thread of this process, ready, and a client of it; stopped at the end."""
-    stop, ready, failed = threading.Event(), threading.Event(), []
-
-    def daemon() -> None:
-        try:
-            run(settings, stop, ready.set)
-        except Exception as error:  # noqa: BLE001 - raised again in the test's own thread
-            failed.append(error)
-            ready.set()
-
-    thread = threading.Thread(target=daemon)
-    thread.start()
-    try:
-        assert ready.wait(60)
-        if failed:
-            raise failed[0]
-        with OipClient(f"unix://{settings.inference_socket}", 10) as client:
-            yield client
-    finally:
-        stop.set()
-        thread.join(60)
-    assert not thread.is_alive()
+from appliance.settings import Settings
+from tests.fakes.inference_daemon import running, settings_for
+from tests.fakes.tiny_pack import bright_picture, rewritten, tiny_pack
 
 
 def listed(settings: Settings) -> list[dict[str, Any]]:
@@ -120,7 +80,7 @@ def test_of_two_releases_the_newest_good_one_serves(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, old)
     with running(settings) as client:
         assert client.infer("chest-xray.guard", bright_picture()).provenance.release == 2
-    assert [(each["release"], each["state"]) for each in listed(settings)] == [(2, "active"), (1, "refused")]
+    assert [(each["release"], each["state"]) for each in listed(settings)] == [(2, "active"), (1, "installed")]
     (new.folder / "MODEL_CARD.md").write_text("something else")
     with running(settings) as client:
         assert client.infer("chest-xray.guard", bright_picture()).provenance.release == 1
@@ -139,6 +99,17 @@ def test_without_a_usable_pack_it_still_answers_and_says_why(tmp_path: Path, pac
         assert client.served() == ()
     assert [each["state"] for each in listed(settings)] == ["refused"] * (packs == "an unvalidated one")
     assert "no pack serves" in {line["event"] for line in log}
+
+
+def test_its_metrics_are_answered_on_a_socket_of_their_own(tmp_path: Path) -> None:
+    """What was served is counted under Triton's names, for whoever may look into the run folder."""
+    settings = settings_for(tmp_path, tiny_pack(tmp_path / "packs"))
+    with running(settings) as client, socket.socket(socket.AF_UNIX) as scrape:
+        client.infer("chest-xray.guard", bright_picture())
+        scrape.connect(str(settings.state / "run" / "inference-metrics.sock"))
+        scrape.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        said = scrape.makefile("rb").read().decode()
+    assert 'nv_inference_request_success{model="chest-xray.guard",version="1"} 1' in said
 
 
 def test_it_opens_no_network_socket(tmp_path: Path) -> None:

@@ -52,6 +52,22 @@ settling_rate = 0.5
 settling_nih_share = 0.5
 finishing_steps = 1
 
+[second_teacher]
+architecture = "narrow"
+steps = 2
+batch = 8
+backbone_rate = 1e-3
+head_rate = 1e-3
+weight_decay = 0.02
+frozen_blocks = 1
+ema_decay = 0.9
+nih_share = 0.5
+settling_steps = 1
+settling_strength = 0.4
+settling_rate = 0.5
+settling_nih_share = 0.5
+finishing_steps = 1
+
 [student]
 architecture = "narrow"
 steps = 2
@@ -67,6 +83,7 @@ settling_strength = 0.4
 settling_rate = 0.5
 settling_nih_share = 0.5
 finishing_steps = 1
+starts_from_second_teacher = true
 soft_label_weight = 1.0
 feature_weight = 0.5
 soft_mask_weight = 0.5
@@ -77,7 +94,9 @@ made_per_kind_val = 1
 
 [quantise]
 calibration_images = 8
-fp32_convolutions = 2
+auc_loss_max = 1.0
+dice_loss_max = 1.0
+score_shift_max = 1.0
 
 [operating]
 adult_sensitivity = 0.85
@@ -89,13 +108,22 @@ adult_auc_min = 0.99
 adult_auc_low_min = 0.99
 paediatric_auc_min = 0.99
 dice_min = 0.99
+dice_p5_min = 0.99
+ece_max = 0.01
 share_of_teacher_min = 0.99
 guard_pass_min = 0.99
 guard_refusal_min = 0.99
 int8_auc_loss_max = 1.0
 int8_dice_loss_max = 1.0
 int8_speed_min = 0.0
+subgroup_images_min = 2
+subgroup_auc_min = 0.99
+subgroup_share_of_teacher_min = 0.99
+sex_gap_max = 0.01
 beyond_trivial_min = 0.0
+beyond_trivial_share_min = 0.99
+disturbed_auc_loss_max = 0.0
+lung_attribution_min = 9.0
 
 [provenance]
 note = ""

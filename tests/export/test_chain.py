@@ -1,5 +1,7 @@
 """The whole line of steps on a tiny data folder, to a signed pack that says it is untrained."""
 
+import dataclasses
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -8,14 +10,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from appliance.domain.errors import GateError, UnvalidatedPackError
+from appliance.domain.errors import GateError, SettingsError, UnvalidatedPackError
 from appliance.domain.manifest import Validation
 from appliance.packs.open import open_pack
 from appliance.packs.signing import PRIVATE_KEY, PUBLIC_KEY
 from export.artefacts import read_json, write_json
-from export.cli import app
-from export.pack import pack
+from export.bench_training import Comparison, compare_training, last_result
+from export.cli import Line, app, teachers_of
+from export.distil import distil
+from export.pack import Parts, pack
+from export.progress import Silent
 from export.recipe import recipe_from_toml
+from export.sources import Source
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +61,114 @@ def test_the_same_parts_make_the_same_pack(built: Path, tiny_recipe: Path, tmp_p
     digests = {
         pack(
             recipe_from_toml(tiny_recipe),
-            tiny_recipe,
-            steps / "quantise",
-            steps / "golden",
-            steps / "verify",
+            tiny_recipe.read_bytes(),
+            Parts(*(steps / step for step in ("quantise", "golden", "to_engine", "verify"))),
             private_key=key,
             out=out,
         ).digest
         for out in (tmp_path / "a", tmp_path / "b")
     }
     assert len(digests) == 1
+
+
+def test_the_pack_holds_the_recipe_that_it_was_made_from(
+    built: Path, tiny_data: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """A recipe that is edited while the steps run does not get into the pack: it has what was read at the start."""
+    shutil.copytree(built / "tiny.steps", tmp_path / "tiny.steps")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_bytes(tiny_recipe.read_bytes())
+    line = Line(recipe, tiny_data, tmp_path, Silent())
+    recipe.write_text("# edited")
+    line.run(built / "keys" / PRIVATE_KEY)
+    assert (tmp_path / "tiny" / "recipe.toml").read_bytes() == tiny_recipe.read_bytes()
+
+
+def test_engines_lie_beside_the_pack_and_do_not_change_it(built: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    """Two builds of an engine are never alike: they are described beside it and are no part of the pack's digest."""
+    steps = built / "tiny.steps"
+    engines = tmp_path / "engines"
+    shutil.copytree(steps / "to_engine", engines)
+    (engines / "encoder.fp16.trtrtx.engine").write_bytes(b"another build")
+    made = pack(
+        recipe_from_toml(tiny_recipe),
+        tiny_recipe.read_bytes(),
+        Parts(steps / "quantise", steps / "golden", engines, steps / "verify"),
+        private_key=built / "keys" / PRIVATE_KEY,
+        out=tmp_path / "pack",
+    )
+    assert (tmp_path / "pack" / "encoder.fp16.trtrtx.engine").read_bytes() == b"another build"
+    assert (
+        made.digest == open_pack(built / "tiny", [built / "keys" / PUBLIC_KEY], allow_unvalidated=True).manifest.digest
+    )
+    assert not any("engine" in name for name in made.files)
+
+
+def test_a_pack_that_claims_more_than_its_sources_allow_is_not_made(
+    built: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teacher for research only and a validated pack do not go together; nothing is left under the pack's name."""
+    steps = built / "tiny.steps"
+    verified = tmp_path / "verify"
+    shutil.copytree(steps / "verify", verified)
+    report = read_json(verified / "gate-report.json")
+    write_json(verified / "gate-report.json", report | {"validation": "validated"})
+    monkeypatch.setattr("export.pack.SOURCES", (Source("A teacher", "CC BY-NC", "Me", "", research_only=True),))
+    with pytest.raises(SettingsError, match="A teacher is for research only"):
+        pack(
+            recipe_from_toml(tiny_recipe),
+            tiny_recipe.read_bytes(),
+            Parts(steps / "quantise", steps / "golden", steps / "to_engine", verified),
+            private_key=built / "keys" / PRIVATE_KEY,
+            out=tmp_path / "pack",
+        )
+    assert not (tmp_path / "pack").exists()
+
+
+def test_distillation_is_compared_over_seeds_and_goes_on_where_it_was(
+    built: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """Both arms are trained for each seed; the gain comes with its interval, and a second run trains nothing."""
+    recipe = recipe_from_toml(tiny_recipe)
+    steps = built / "tiny.steps"
+    told: list[str] = []
+    plan = Comparison(1, (1, 2))
+    teachers = teachers_of(recipe, steps)
+    result = compare_training(recipe, steps / "data", teachers, plan=plan, out=tmp_path, say=told.append)
+    assert {len(areas) for areas in result["auc"].values()} == {2}
+    assert result["gain_95"][0] <= result["gain"] <= result["gain_95"][1]
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert compare_training(recipe, steps / "data", teachers, plan=plan, out=tmp_path, say=told.append) == result
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert last_result(tmp_path, recipe) == result
+    other = dataclasses.replace(recipe, student=dataclasses.replace(recipe.student, feature_weight=0.25))
+    assert last_result(tmp_path, other) is None
+
+
+def test_a_student_starts_from_a_teacher_of_its_own_kind_only(built: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    """Weights of another architecture are no place to start from, and the recipe's key is named."""
+    recipe = recipe_from_toml(tiny_recipe)
+    teachers = [
+        (name, path) for (_, path), name in zip(teachers_of(recipe, built / "tiny.steps"), ("narrow",) * 2, strict=True)
+    ]
+    other = dataclasses.replace(recipe, student=dataclasses.replace(recipe.student, architecture="efficientnet_lite0"))
+    with pytest.raises(SettingsError, match="can't start from a narrow"):
+        distil(other, built / "tiny.steps" / "data", teachers, tmp_path, lambda _: None)
+
+
+def test_a_full_disk_is_said(
+    tiny_data: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fills up in the middle of a step gives a sentence, and no artefact under its final name."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("export.images.np.save", full)
+    result = CliRunner().invoke(app, ["run", str(tiny_recipe), "--data", str(tiny_data), "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "No space left on device" in result.output
+    assert not (tmp_path / "tiny.steps" / "data").exists()
 
 
 def test_a_failing_gate_makes_no_pack(built: Path, tiny_recipe: Path, tmp_path: Path) -> None:
@@ -79,10 +183,8 @@ def test_a_failing_gate_makes_no_pack(built: Path, tiny_recipe: Path, tmp_path: 
     with pytest.raises(GateError, match="mean lung Dice"):
         pack(
             recipe_from_toml(tiny_recipe),
-            tiny_recipe,
-            steps / "quantise",
-            steps / "golden",
-            verified,
+            tiny_recipe.read_bytes(),
+            Parts(steps / "quantise", steps / "golden", steps / "to_engine", verified),
             private_key=built / "keys" / PRIVATE_KEY,
             out=tmp_path / "pack",
         )
@@ -99,7 +201,7 @@ def test_a_claim_that_the_figures_do_not_carry_is_refused(
     recipe.write_text(tiny_recipe.read_text().replace('claim = "untrained"', 'claim = "validated"'))
     result = CliRunner().invoke(app, ["run", str(recipe), "--data", str(tiny_data), "--out", str(tmp_path)])
     assert result.exit_code == 2
-    assert "within-NIH AUC of adults" in " ".join(result.output.split())
+    assert "mean lung Dice" in " ".join(result.output.split())
     assert not (tmp_path / "tiny").exists()
 
 

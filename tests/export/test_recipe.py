@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.errors import SettingsError
-from export.recipe import recipe_from_toml
+from export.recipe import as_json, recipe_from_toml
+from tests.export.foundations import AGGLOMERATION
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,78 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
     """A recipe that is not there is refused by its path."""
     with pytest.raises(SettingsError, match=r"nowhere\.toml"):
         recipe_from_toml(tmp_path / "nowhere.toml")
+
+
+TEACHER = """
+[[foundation]]
+name = "one"
+kind = "{kind}"
+licence = "some licence"
+research_only = {research}
+weight = {weight}
+checkpoint = "one"
+"""
+
+
+def with_teacher(
+    recipe: str,
+    folder: Path,
+    *,
+    kind: str = "timm",
+    research: bool = False,
+    weight: float = 1.0,
+    claim: str = "untrained",
+) -> Path:
+    """A recipe with one foundation teacher."""
+    path = folder / "recipe.toml"
+    teacher = TEACHER.format(kind=kind, research=str(research).lower(), weight=weight)
+    recipe = recipe.replace("starts_from_second_teacher = true", "starts_from_second_teacher = false")
+    path.write_text(recipe.replace('claim = "untrained"', f'claim = "{claim}"') + AGGLOMERATION + teacher)
+    return path
+
+
+@pytest.mark.parametrize(("kind", "research"), [("rad-dino", False), ("biomedclip", False), ("timm", True)])
+def test_a_research_only_teacher_forbids_a_validated_pack(
+    tiny_recipe: Path, tmp_path: Path, kind: str, *, research: bool
+) -> None:
+    """A pack that learned from a research-only model may call itself research-only, never validated."""
+    recipe = tiny_recipe.read_text()
+    with pytest.raises(SettingsError, match="for research only") as caught:
+        recipe_from_toml(with_teacher(recipe, tmp_path, kind=kind, research=research, claim="validated"))
+    assert 'claim = "research-only"' in caught.value.way_forward
+    recipe_from_toml(with_teacher(recipe, tmp_path, kind=kind, research=research, claim="research-only"))
+
+
+def test_a_free_teacher_allows_a_validated_pack(tiny_recipe: Path, tmp_path: Path) -> None:
+    """MedSAM under Apache-2.0 forbids nothing."""
+    recipe = recipe_from_toml(with_teacher(tiny_recipe.read_text(), tmp_path, kind="medsam", claim="validated"))
+    assert recipe.foundation[0].kind == "medsam"
+
+
+def test_teachers_that_do_not_fit_together_are_refused(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Teachers come with the section on how to learn from them, by different names, at least one with a weight."""
+    path, given = tmp_path / "recipe.toml", tiny_recipe.read_text()
+    plain = given.replace("starts_from_second_teacher = true", "starts_from_second_teacher = false")
+    one = TEACHER.format(kind="timm", research="false", weight=1.0)
+    for text, said in (
+        (given + AGGLOMERATION + one, "from the second teacher and from foundation teachers"),
+        (plain + one, "only one of"),
+        (plain + AGGLOMERATION, "only one of"),
+        (plain + AGGLOMERATION + one + one, "the same name"),
+        (plain + AGGLOMERATION + one.replace('name = "one"', 'name = "../one"'), "no plain name"),
+        (plain + AGGLOMERATION + one.replace("weight = 1.0", "weight = 0"), "weight above 0"),
+        (plain + AGGLOMERATION.replace("views = 2", "views = 0") + one, "agglomeration.views"),
+        (plain + AGGLOMERATION + one + "surprise = 1\n", "surprise"),
+        (plain + AGGLOMERATION + one.replace('name = "one"\n', ""), "name"),
+        (plain + AGGLOMERATION + one + "members = [1]\n", "must hold texts"),
+        (plain + AGGLOMERATION + one + '[foundation.digests]\n"a" = 1\n', "must hold texts"),
+        ("foundation = 1\n" + plain, "no list of tables"),
+    ):
+        path.write_text(text)
+        with pytest.raises(SettingsError, match=said):
+            recipe_from_toml(path)
+
+
+def test_a_recipe_without_foundation_teachers_has_the_digest_that_it_had(tiny_recipe: Path) -> None:
+    """What a recipe leaves out does not change the card's digest of it."""
+    assert not {"foundation", "agglomeration"} & set(as_json(recipe_from_toml(tiny_recipe)))

@@ -12,10 +12,12 @@ from safetensors.numpy import load_file
 from appliance.domain.manifest import TaskKind, UnknownAge, Validation, VerifiedPack
 from appliance.packs.open import open_pack
 from export.artefacts import read_json
-from export.card import model_card
+from export.card import model_card, task_card
 from export.golden import stored
 from export.recipe import recipe_from_toml
 from export.runner import Runner
+from export.sources import SOURCES, notice
+from export.tasks import ADULT, PAEDIATRIC, task_texts
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +28,11 @@ def shipped(repository: Path) -> VerifiedPack:
 
 
 def test_it_is_validated_and_small(shipped: VerifiedPack) -> None:
-    """It passed its gate, has the four tasks, and weighs less than 25 MB."""
+    """It passed its gate, has the four tasks, and weighs less than 30 MB, in three precisions."""
     manifest = shipped.manifest
     assert manifest.validation is Validation.VALIDATED
     assert {task.name for task in manifest.tasks} == {"guard", "lungs", "adult-triage", "paediatric-pneumonia"}
-    assert sum(path.stat().st_size for path in shipped.folder.rglob("*") if path.is_file()) < 25_000_000
+    assert sum(path.stat().st_size for path in shipped.folder.rglob("*") if path.is_file()) < 30_000_000
 
 
 def test_unknown_age_runs_for_adults_and_refuses_for_children(shipped: VerifiedPack) -> None:
@@ -66,6 +68,43 @@ def test_the_card_is_generated_from_the_report(shipped: VerifiedPack) -> None:
     report = read_json(shipped.folder / "gate-report.json")
     assert (shipped.folder / "MODEL_CARD.md").read_text() == model_card(recipe, report, "validated")
     assert report["verdict"] == "pass"
+    for task in task_texts():
+        points = {
+            point.precision: {"threshold": point.threshold, "meaning": point.meaning}
+            for point in next(each for each in shipped.manifest.tasks if each.name == task.name).operating_points
+        }
+        card = shipped.folder / "tasks" / task.name / "MODEL_CARD.md"
+        assert card.read_text() == task_card(recipe, report, task, points)
+
+
+def test_its_sources_are_credited(shipped: VerifiedPack) -> None:
+    """NOTICE names every source with its licence, and is a signed part of the pack."""
+    assert (shipped.folder / "NOTICE").read_text() == notice(SOURCES)
+    assert "NOTICE" in shipped.manifest.files
+
+
+def test_the_report_has_every_table(shipped: VerifiedPack) -> None:
+    """Verdict, summary and all tables are there: tasks, subgroups, precisions, engines, shortcuts, guard."""
+    report = read_json(shipped.folder / "gate-report.json")
+    titles = " | ".join(table["title"] for table in report["tables"])
+    for wanted in (
+        "adult-triage: within NIH", "paediatric-pneumonia: within Kermany", "lungs:", "Teachers, student",
+        "by subgroup", "INT8 search", "Encoder latency", "Engines", "Shortcut audit", "disturbed",
+        "Where decisions come from", "guard:",
+    ):  # fmt: skip
+        assert wanted in titles
+    assert report["summary"]
+
+
+def test_each_lower_precision_keeps_the_metrics_of_fp32(shipped: VerifiedPack) -> None:
+    """INT8 and FP16 serve within the bounds of the issue, by task metric on the validation patients."""
+    rules = {rule[0]: float(rule[2]) for rule in read_json(shipped.folder / "gate-report.json")["rules"]}
+    precisions = [variant.precision for variant in shipped.manifest.variants]
+    assert precisions == ["int8", "fp32", "fp16"]
+    for name in ("INT8", "FP16"):
+        for task in (ADULT, PAEDIATRIC):
+            assert rules[f"{name} loses AUC, {task}"] <= 0.005
+        assert rules[f"{name} loses Dice"] <= 0.002
 
 
 def test_the_bill_of_materials_is_valid_cyclonedx(shipped: VerifiedPack) -> None:

@@ -23,6 +23,11 @@ class WatchedRuntime:
         """Takes the place of ONNX Runtime on the CPU."""
         return self._inner.name
 
+    @property
+    def version(self) -> str:
+        """Of the library that computes."""
+        return self._inner.version
+
     def load(self, graph: bytes, *, title: str, precision: str) -> Engine:
         """Load for real."""
         return _WatchedEngine(self._inner.load(graph, title=title, precision=precision), title, self._watch)
@@ -52,6 +57,9 @@ class _WatchedEngine:
 
     def run(self, inputs: Mapping[str, Array]) -> Outputs:
         return self._watch(self._title, self._inner.run(inputs))
+
+    def run_on_device(self, inputs: Mapping[str, Array]) -> Outputs:
+        return self.run(inputs)
 
     def close(self) -> None:
         self._inner.close()

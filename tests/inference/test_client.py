@@ -52,6 +52,17 @@ class TestOipClient(InferenceContract):
             yield client
 
 
+def test_answers_are_counted_by_the_server(pack: VerifiedPack, tmp_path: Path) -> None:
+    """How often a model answered is asked of the server; a request that failed is no answer."""
+    path = tmp_path / "s.sock"
+    with PackRunner([pack], 1) as runner, serving(runner, path), OipClient(f"unix://{path}", 10) as client:
+        client.infer("chest-xray.guard", bright_picture())
+        client.infer("chest-xray.guard", bright_picture() - 1)
+        with pytest.raises(InvalidTensorError):
+            client.infer("chest-xray.guard", bright_picture()[..., :8])
+        assert (client.answers("chest-xray.guard"), client.answers("chest-xray.lungs")) == (2, 0)
+
+
 def test_nobody_there_is_said_soon(tmp_path: Path) -> None:
     """Without a daemon a call ends as unavailable, and names the socket."""
     with OipClient(f"unix://{tmp_path}/none.sock", 0.2) as client:

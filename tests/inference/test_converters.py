@@ -1,5 +1,8 @@
 """Messages to arrays: every datatype, both ways of sending, and what does not fit."""
 
+import os
+import resource
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +12,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from appliance.domain.errors import InvalidTensorError
-from appliance.inference.converters import CONTENTS_FIELD, arrays_from_request, outputs_from_response
+from appliance.inference.converters import (
+    CONTENTS_FIELD,
+    REGION,
+    REGION_SIZE,
+    arrays_from_request,
+    outputs_from_response,
+)
 from appliance.inference.generated import open_inference_pb2 as oip
+from appliance.inference.shared_memory import Region, SharedRegions
 from appliance.inference.tensors import DTYPES, datatype_of
 
 ANY_ARRAY = st.sampled_from(sorted(DTYPES)).flatmap(
@@ -51,6 +61,7 @@ def test_typed_contents_keep_every_value(array: np.ndarray) -> None:
         ({"shape": [3]}, r"has 4 bytes. UINT8 \[3\] takes 3"),
         ({"shape": [-1, 4]}, "not negative"),
         ({"shape": [2**62, 2**62]}, "has 4 bytes"),
+        ({"shape": [4, *[1] * 64]}, "a shape of 65 dimensions that no array has"),
         ({"contents": oip.InferTensorContents(uint_contents=[1])}, "raw and typed"),
     ],
 )
@@ -76,6 +87,36 @@ def test_typed_contents_that_do_not_fit_are_refused(datatype: str, contents: dic
     message.inputs.add(name="x", datatype=datatype, shape=[2], contents=oip.InferTensorContents(**contents))
     with pytest.raises(InvalidTensorError, match=sentence):
         arrays_from_request(message)
+
+
+def test_an_empty_array_too_large_to_be_is_refused() -> None:
+    """Nothing in it, and still no array: raw and typed alike."""
+    message = oip.ModelInferRequest(raw_input_contents=[b""])
+    message.inputs.add(name="x", datatype="UINT8", shape=[0, 2**62, 2**62])
+    with pytest.raises(InvalidTensorError, match="no array has"):
+        arrays_from_request(message)
+    del message.raw_input_contents[:]
+    with pytest.raises(InvalidTensorError, match="no array has"):
+        arrays_from_request(message)
+
+
+def test_memory_that_this_machine_cannot_copy_is_refused(tmp_path: Path) -> None:
+    """A region may be longer than memory, for a sparse file costs nothing; the request ends, not the daemon."""
+    with (tmp_path / "vast").open("wb") as file:
+        os.truncate(file.fileno(), 1 << 40)
+    with SharedRegions(tmp_path) as regions:
+        regions.register(Region("vast", "/vast", 0, 1 << 40))
+        message = oip.ModelInferRequest()
+        tensor = message.inputs.add(name="x", datatype="UINT8", shape=[1 << 40])
+        tensor.parameters[REGION].string_param = "vast"
+        tensor.parameters[REGION_SIZE].int64_param = 1 << 40
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 39, limits[1]))
+        try:
+            with pytest.raises(InvalidTensorError, match="more than this machine has room for"):
+                arrays_from_request(message, regions)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def test_inputs_and_contents_are_counted() -> None:

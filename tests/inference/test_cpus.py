@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.inference.cpus import usable_cpus
+from appliance.inference.cpus import MOST_THREADS, run_threads, usable_cpus
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +50,11 @@ def test_a_machine_without_control_groups_has_its_affinity(tmp_path: Path) -> No
     assert usable_cpus(tmp_path, tmp_path / "missing") == 8
     (tmp_path / "v1").write_text("1:cpu:/old\n")
     assert usable_cpus(tmp_path, tmp_path / "v1") == 8
+
+
+def test_a_large_machine_does_not_decide_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of a run follow the CPUs up to sixteen: the unit's limit on tasks is the same on every machine."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(128)))
+    assert run_threads() <= MOST_THREADS == 16
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert run_threads() == 1

@@ -10,9 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from appliance.domain.errors import InferenceError, InvalidTensorError, PackContentError, UnknownModelError
+from appliance.domain.errors import (
+    InferenceError,
+    InferenceUnavailableError,
+    InvalidTensorError,
+    PackContentError,
+    UnknownModelError,
+)
 from appliance.domain.manifest import EncoderVariant, TensorSpec, VerifiedPack
+from appliance.inference.metrics import metrics_text
 from appliance.inference.runner import PackRunner
+from appliance.inference.scheduler import QueueLimits
 from tests.contracts.inference_contract import InferenceContract
 from tests.fakes.tiny_pack import bright_picture, tiny_verified
 from tests.fakes.watched_runtime import Outputs, WatchedRuntime
@@ -140,11 +148,26 @@ def test_the_first_variant_for_this_machine_serves(pack: VerifiedPack) -> None:
     with PackRunner((), 1) as runner:
         assert runner.add(several).precision == "int8"
         runner.remove("chest-xray")
-        assert runner.add(several, without=["int8"]).precision == "fp32"
+        choices = runner.choices(several)
+        assert [(each.precision, each.runtime) for each in choices] == [
+            ("int8", "onnxruntime-cpu"),
+            ("fp32", "onnxruntime-cpu"),
+        ]
+        assert runner.add(several, choices[1]).precision == "fp32"
         runner.remove("chest-xray")
-        assert not runner.can_load(several, without=["int8", "fp32"])
         with pytest.raises(PackContentError, match="no encoder for onnxruntime-cpu"):
-            runner.add(several, without=["int8", "fp32"])
+            runner.add(several, dataclasses.replace(choices[0], precision="fp16"))
+
+
+def test_a_pack_holds_few_threads_beside_its_encoder(pack: VerifiedPack) -> None:
+    """On a machine of sixteen CPUs the encoder computes on all of them; the heads wait with one thread more each."""
+    tasks = Path("/proc/self/task")
+    before = len(list(tasks.iterdir()))
+    with PackRunner([pack], 16) as runner:
+        held = len(list(tasks.iterdir())) - before
+        assert runner.infer("chest-xray.lungs", bright_picture())
+    encoder, heads, lane = 15, len(pack.manifest.tasks), 1
+    assert encoder + lane <= held <= encoder + lane + heads
 
 
 def test_a_file_changed_after_verification_is_not_loaded(pack: VerifiedPack, tmp_path: Path) -> None:
@@ -180,3 +203,116 @@ def test_metadata_names_tensors_and_runtime(pack: VerifiedPack) -> None:
     assert described.inputs == (TensorSpec("image", "UINT8", (-1, 1, 512, 512)),)
     assert described.outputs == (TensorSpec("mask", "FP32", (-1, 1, 16, 16)),)
     assert described.runtime == "onnxruntime-cpu"
+
+
+def test_a_fault_of_our_own_ends_a_batch_and_not_the_lane(pack: VerifiedPack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong while a batch is answered, each caller is told, and the next question is answered."""
+    with PackRunner([pack], 1) as runner:
+        with monkeypatch.context() as patched:
+            patched.setattr(runner.statistics, "batch", lambda *_: 1 / 0)
+            assert runner.infer("chest-xray.guard", bright_picture())
+            patched.setattr("appliance.inference.loaded_pack.LoadedPack.answer", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                runner.infer("chest-xray.guard", bright_picture())
+        assert runner.infer("chest-xray.guard", bright_picture())
+
+
+def test_a_bad_image_fails_alone(pack: VerifiedPack) -> None:
+    """Of several images in one batch only the one that can't be judged fails; the others' callers get their answers."""
+    poison = bright_picture() - 1
+
+    def spoil(title: str, outputs: Outputs) -> Outputs:
+        if not title.startswith("encoder"):
+            return outputs
+        level = float(poison.mean() / 255)
+        means = outputs["embedding"][:, :1]
+        wrong = np.where(np.abs(means - level) < 1e-4, np.float32("nan"), outputs["embedding"]).astype(np.float32)
+        return {**outputs, "embedding": wrong}
+
+    with watched(pack, spoil) as runner, ThreadPoolExecutor(6) as pool:
+        pictures = [poison, *(bright_picture() - level for level in range(20, 25))]
+        asked = [pool.submit(runner.infer, "chest-xray.guard", picture) for picture in pictures]
+        assert isinstance(asked[0].exception(20), InferenceError)
+        assert [each.exception(20) for each in asked[1:]] == [None] * 5
+
+
+def test_a_closed_runner_answers_nobody(pack: VerifiedPack) -> None:
+    """After close a question is refused as unavailable, as long as anybody still asks."""
+    runner = PackRunner([pack], 1)
+    runner.infer("chest-xray.guard", bright_picture())
+    runner._lane.close()
+    with pytest.raises(InferenceUnavailableError, match="is stopping"):
+        runner.infer("chest-xray.guard", bright_picture())
+    runner.close()
+
+
+def test_a_pack_that_is_loading_is_asked_for_again_later(pack: VerifiedPack) -> None:
+    """A caller that comes too early is told so, not that there is no such model; one that serves goes on serving."""
+    with PackRunner((), 1) as runner, runner.loading("chest-xray"):
+        with pytest.raises(InferenceUnavailableError, match="chest-xray is loading"):
+            runner.infer("chest-xray.guard", bright_picture())
+        with pytest.raises(UnknownModelError):
+            runner.infer("other.guard", bright_picture())
+        runner.add(pack)
+        assert runner.infer("chest-xray.guard", bright_picture())
+
+
+def test_a_shadow_is_compared_and_never_shown(pack: VerifiedPack, tmp_path: Path) -> None:
+    """What a pack in shadow answers is counted with its distance; callers see the serving pack's answers only."""
+    other = tiny_verified(tmp_path, release=2)
+
+    def shift(title: str, outputs: Outputs) -> Outputs:
+        return {name: array * 0.5 if name == "score" else array for name, array in outputs.items()}
+
+    with PackRunner([pack], 1) as runner, PackRunner((), runtimes=[WatchedRuntime(shift)]) as trial:
+        trial.add(other)
+        runner.adopt_shadow(trial, "chest-xray")
+        assert [each.release for each in runner.shadows()] == [2]
+        answer = runner.infer("chest-xray.guard", bright_picture())
+        assert answer.provenance.release == 1
+        for _ in range(500):
+            found = runner.differences.snapshot().get("chest-xray.guard")
+            if found is not None and found.pairs:
+                break
+            threading.Event().wait(0.01)
+        assert found is not None
+        assert (found.pairs, found.failures) == (1, 0)
+        score = float(answer.outputs["score"][0, 0])
+        assert found.largest == pytest.approx(score / 2, rel=1e-3)
+        runner.drop_shadow("chest-xray")
+        runner.drop_shadow("chest-xray")
+        assert runner.shadows() == ()
+        assert "insite_shadow_pairs" in metrics_text(runner, None)
+
+
+def test_a_shadow_never_takes_the_place_of_who_is_served(pack: VerifiedPack, tmp_path: Path) -> None:
+    """With one place left in the queue the question that a caller waits for gets it, and its shadow goes without."""
+    other = tiny_verified(tmp_path, release=2)
+    running, go = threading.Event(), threading.Event()
+
+    def hold(_: str, outputs: Outputs) -> Outputs:
+        running.set()
+        go.wait(20)
+        return outputs
+
+    limits = QueueLimits(images=2)
+    with (
+        PackRunner([pack], runtimes=[WatchedRuntime(hold)], limits=limits) as runner,
+        PackRunner((), runtimes=[WatchedRuntime(lambda _, outputs: outputs)]) as trial,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        trial.add(other)
+        runner.adopt_shadow(trial, "chest-xray")
+        try:
+            first = pool.submit(runner.infer, "chest-xray.guard", bright_picture())
+            assert running.wait(20)
+            for _ in range(2000):
+                if runner.waiting_images == 1:  # the first one's shadow
+                    break
+                threading.Event().wait(0.01)
+            second = pool.submit(runner.infer, "chest-xray.guard", bright_picture() - 1)
+            while runner.waiting_images == 1 and not second.done():
+                threading.Event().wait(0.01)
+        finally:
+            go.set()
+        assert first.result(20).provenance.release == second.result(20).provenance.release == 1

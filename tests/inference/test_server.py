@@ -20,6 +20,7 @@ from appliance.inference.generated import open_inference_pb2 as oip
 from appliance.inference.generated.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from appliance.inference.runner import PackRunner
 from appliance.inference.server import SERVICE, InferenceServer
+from appliance.inference.servicer import EXTENSIONS
 from appliance.telemetry import logger_for
 from tests.fakes.tiny_pack import bright_picture
 from tests.fakes.watched_runtime import Outputs, WatchedRuntime
@@ -128,7 +129,7 @@ def test_reflection_lists_the_services(channel: grpc.Channel) -> None:
 def test_metadata_describes_server_and_model(stub: Any, pack: VerifiedPack) -> None:
     """Name, version, extensions; tensors, version and provenance."""
     of_server = stub.ServerMetadata(oip.ServerMetadataRequest(), timeout=10)
-    assert (of_server.name, of_server.version, list(of_server.extensions)) == ("insite", "1.2.3", ["model_repository"])
+    assert (of_server.name, of_server.version, tuple(of_server.extensions)) == ("insite", "1.2.3", EXTENSIONS)
     model = stub.ModelMetadata(oip.ModelMetadataRequest(name="chest-xray.guard"), timeout=10)
     assert (list(model.versions), model.platform) == (["1"], "onnxruntime-cpu")
     assert [(each.name, each.datatype, list(each.shape)) for each in model.inputs] == [

@@ -13,6 +13,7 @@ import pytest
 
 from appliance.inference.runner import PackRunner
 from appliance.inference.server import InferenceServer
+from appliance.inference.servicer import EXTENSIONS
 from appliance.telemetry import logger_for
 from tests.fakes.tiny_pack import tiny_verified
 
@@ -62,7 +63,7 @@ def test_tritonclient_finds_its_way(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stdout)
     assert [said[key] for key in ("live", "ready", "model_ready", "other_ready")] == [True, True, True, False]
-    assert said["server"] == {"name": "insite", "version": "1.2.3", "extensions": ["model_repository"]}
+    assert said["server"] == {"name": "insite", "version": "1.2.3", "extensions": list(EXTENSIONS)}
     assert said["model"]["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": ["-1", "1", "512", "512"]}]
     assert {"name": "chest-xray.lungs", "version": "1", "state": "READY"} in said["index"]["models"]
     assert said["scores"][1][0] < 0.5 < said["scores"][0][0]

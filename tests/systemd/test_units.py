@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 SERVICES = ("inference", "node", "worker", "web")
-MOST_EXPOSED = {f"insite-{service}": 1.6 for service in SERVICES} | {"insite-inference": 1.2, "nftables-insite": 1.6}
+MOST_EXPOSED = {f"insite-{service}": 1.6 for service in (*SERVICES, "inference-tcp")}
+MOST_EXPOSED |= {"insite-inference": 1.2, "nftables-insite": 1.6}
 PROGRAM = "/opt/insite/current/venv/bin/insite"
 
 

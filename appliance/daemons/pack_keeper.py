@@ -1,0 +1,325 @@
+"""Keeps the daemon's packs: opens, replays and serves them, at the start and while it runs.
+
+A pack that may not serve never stops the others, and a release that may not serve leaves its place to the one before
+it: both are logged, and listed with their reason in `run/packs.json`.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from appliance.domain.errors import PackError, UnknownModelError
+from appliance.domain.manifest import PackManifest, VerifiedPack
+from appliance.governance.measured import Measured, machine_name
+from appliance.governance.selection import Selected, in_order, read_selection
+from appliance.governance.serving import Serving, serve_best
+from appliance.inference.cpus import usable_cpus
+from appliance.inference.repository import IndexEntry
+from appliance.inference.runner import PackRunner
+from appliance.packs.open import PackProblem, installed_packs
+from appliance.settings import Settings
+from appliance.telemetry import Logger
+
+PACKS_FILE = Path("run", "packs.json")
+MEASURED_FILE = Path("run", "measured.json")
+
+
+@dataclass(frozen=True, slots=True)
+class PackStatus:
+    """One installed pack as the page and `insite status` show it.
+
+    Attributes:
+        name: The pack's name; the folder's where the manifest can't be trusted. The fields after it are empty then.
+        precision: What it is served in; empty when refused.
+        state: `active`, `installed` (another release serves), `shadow` or `refused`.
+        reason: Why it was refused, with the way forward; for an active pack, why a better precision is not served.
+    """
+
+    name: str
+    title: str
+    release: int | None
+    version: str
+    digest: str
+    validation: str
+    precision: str
+    state: str
+    reason: str
+
+
+class PackKeeper:
+    """Implements the protocol's `Repository` on the installed packs of one state folder.
+
+    Args:
+        settings: Where packs lie and whom to trust.
+        runner: Who serves them; owned by the caller.
+        trial: Makes a runner of the same runtimes in which a pack is replayed before it serves.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        runner: PackRunner,
+        trial: Callable[[], PackRunner],
+        log: Logger,
+    ) -> None:
+        self._settings = settings
+        self._runner = runner
+        self._trial = trial
+        self._log = log
+        self._changed: Callable[[], None] = lambda: None
+        self._serves: Callable[[VerifiedPack], None] = lambda _: None
+        self._busy = threading.Lock()
+        self._statuses: dict[tuple[str, int | None], PackStatus] = {}
+        self._loading = ""
+        self._found: Sequence[VerifiedPack | PackProblem] = ()
+        threads = settings.inference.threads or usable_cpus()
+        self._measured = Measured(settings.state / MEASURED_FILE, machine_name(threads))
+
+    def when_changed(self, changed: Callable[[], None]) -> None:
+        """Say whom to tell that packs came or went."""
+        self._changed = changed
+
+    def when_serving(self, serves: Callable[[VerifiedPack], None]) -> None:
+        """Say whom to tell of each pack that serves: those that do already, and those that will."""
+        self._serves = serves
+        serving = self._serving()
+        for pack in self._found:
+            if isinstance(pack, VerifiedPack) and (pack.manifest.name, pack.manifest.digest) in serving:
+                serves(pack)
+
+    def start(self, stop: threading.Event) -> None:
+        """Serve every pack that may; write the list."""
+        self._write()  # a list of an earlier start says nothing about this one
+        found = self._found = self._installed()
+        self._note_problems(found)
+        selection = self._selection()
+        for name in dict.fromkeys(pack.manifest.name for pack in found if isinstance(pack, VerifiedPack)):
+            if stop.is_set():
+                return
+            self._serve_first(name, found, selection.get(name, Selected()))
+            with suppress(PackError):  # it is listed as refused; what serves does not depend on it
+                self._shadow(name, found, selection.get(name, Selected()))
+        self._write()
+
+    def index(self) -> Sequence[IndexEntry]:
+        """Packs that do not serve, with the reason; those that do are listed by the runner, model by model."""
+        entries = [
+            IndexEntry(status.name, "" if status.release is None else str(status.release), "UNAVAILABLE", status.reason)
+            for status in self._statuses.values()
+            if status.state != "active"
+        ]
+        loading = self._loading
+        return [IndexEntry(loading, "", "LOADING", "Being verified."), *entries] if loading else entries
+
+    def load(self, name: str) -> None:
+        """Verify and replay the selected release of a pack, and serve it; see `Repository.load`."""
+        pack_name = name.partition(".")[0]
+        with self._busy:
+            self._loading = pack_name
+            try:
+                with self._runner.loading(pack_name):
+                    self._load(pack_name)
+            finally:
+                self._loading = ""
+                self._write()
+        self._changed()
+
+    def refresh(self, name: str) -> None:
+        """Choose anew how a pack is served: an engine of it has become ready, or is ready no more."""
+        with self._busy:
+            with suppress(PackError):  # listed as refused; what serves goes on
+                for pack in _of_name(self._installed(), name):
+                    if (name, pack.manifest.digest) in self._serving():
+                        self._swap(pack, ())
+            self._write()
+        self._changed()
+
+    def unload(self, name: str) -> None:
+        """Stop serving a pack; see `Repository.unload`."""
+        pack_name = name.partition(".")[0]
+        with self._busy:
+            if pack_name not in {model.provenance.pack for model in self._runner.served()}:
+                raise UnknownModelError(f"The pack {pack_name} is not served.", "The repository's index lists packs.")
+            self._runner.remove(pack_name)
+            self._stand_by(pack_name, "active", "It was unloaded.")
+            self._write()
+        self._changed()
+
+    def statuses(self) -> Sequence[PackStatus]:
+        """The packs as they were found, served and refused."""
+        return tuple(self._statuses.values())
+
+    def _load(self, name: str) -> None:
+        found = self._installed()
+        self._forget_removed(name, found)
+        selected = self._selection().get(name, Selected())
+        packs = in_order(_of_name(found, name), selected)
+        wanted = next((pack for pack in packs if selected.active in {None, pack.manifest.release}), None)
+        if wanted is None:
+            self._note_problems(found)
+            for problem in found:
+                if isinstance(problem, PackProblem) and name in {problem.name, problem.name.rpartition("-")[0]}:
+                    raise problem.error
+            raise UnknownModelError(f"No pack {name} is installed.", "`insite packs list` lists what is.")
+        if (wanted.manifest.name, wanted.manifest.digest) not in self._serving():
+            self._swap(wanted, _standing_by(_of_name(found, name), selected, [wanted]))
+        self._shadow(name, found, selected)
+
+    def _serving(self) -> set[tuple[str, str]]:
+        return {(model.provenance.pack, model.provenance.pack_digest) for model in self._runner.served()}
+
+    def _shadow(self, name: str, found: Sequence[VerifiedPack | PackProblem], selected: Selected) -> None:
+        """Bring the shadow of a pack in line with what was selected; one that fails is listed, and harms nobody.
+
+        Raises:
+            PackError: It may not run.
+        """
+        running = {each.pack: each.release for each in self._runner.shadows()}
+        if running.get(name) == selected.shadow:
+            return
+        self._runner.drop_shadow(name)
+        self._stand_by(name, "shadow", "It no longer runs in shadow.")
+        for pack in _of_name(found, name):
+            if pack.manifest.release == selected.shadow:
+                try:
+                    with self._trial() as trial:
+                        serving = serve_best(pack, trial, self._measured)
+                        self._runner.adopt_shadow(trial, name)
+                except PackError as error:
+                    self._note(_listed(pack.manifest, "", "refused", str(error)))
+                    raise
+                precision = serving.report.provenance.precision
+                self._note(_listed(pack.manifest, precision, "shadow", "It answers unseen, for comparison."))
+
+    def _serve_first(self, name: str, found: Sequence[VerifiedPack | PackProblem], selected: Selected) -> None:
+        """Serve the first release that may, and list the others."""
+        installed = _of_name(found, name)
+        tried: list[VerifiedPack] = []
+        for pack in in_order(installed, selected):
+            tried.append(pack)
+            try:
+                self._swap(pack, _standing_by(installed, selected, tried))
+            except PackError:
+                continue
+            return
+        for pack in _standing_by(installed, selected, tried):
+            reason = (
+                f"Release {selected.active} was chosen and does not serve. `insite packs activate` chooses another."
+            )
+            self._note(_listed(pack.manifest, "", "installed", reason))
+
+    def _swap(self, pack: VerifiedPack, others: Sequence[VerifiedPack]) -> None:
+        """Replay a pack beside what serves, then let it take that one's place.
+
+        Raises:
+            PackError: It may not serve; it is listed as refused, and what served goes on.
+        """
+        name = pack.manifest.name
+        try:
+            with self._trial() as trial:
+                serving = serve_best(pack, trial, self._measured)
+                self._runner.adopt(trial, name)
+        except PackError as error:
+            self._note(_listed(pack.manifest, "", "refused", str(error)))
+            raise
+        self._note_active(pack.manifest, serving)
+        self._serves(pack)
+        for other in others:
+            self._note(_listed(other.manifest, "", "installed", f"Release {pack.manifest.release} serves."))
+
+    def _note_active(self, manifest: PackManifest, serving: Serving) -> None:
+        for rejection in serving.rejected:
+            self._log.error(
+                "precision rejected", pack=manifest.name, precision=rejection.precision, reason=rejection.reason
+            )
+        report = serving.report
+        self._log.info(
+            "pack active",
+            pack=manifest.name,
+            release=manifest.release,
+            digest=manifest.digest,
+            precision=report.provenance.precision,
+            golden_cases=report.cases,
+            worst_score_difference=round(report.worst_score_difference, 4),
+            worst_mask_dice=round(report.worst_mask_dice, 4),
+        )
+        given_way = " ".join(f"{each.precision} was rejected: {each.reason}" for each in serving.rejected)
+        self._stand_by(manifest.name, "active", f"Release {manifest.release} serves.")
+        self._note(_listed(manifest, report.provenance.precision, "active", given_way))
+
+    def _note_problems(self, found: Sequence[VerifiedPack | PackProblem]) -> None:
+        for problem in found:
+            if isinstance(problem, PackProblem):
+                self._note(PackStatus(problem.name, "", None, "", "", "", "", "refused", str(problem.error)))
+
+    def _forget_removed(self, name: str, found: Sequence[VerifiedPack | PackProblem]) -> None:
+        there = {pack.manifest.release for pack in _of_name(found, name)}
+        for key, status in list(self._statuses.items()):
+            if status.name == name and status.state in {"installed", "refused"} and status.release not in there:
+                del self._statuses[key]
+
+    def _note(self, status: PackStatus) -> None:
+        if status.state == "refused":
+            self._log.error("pack refused", pack=status.name, release=status.release, reason=status.reason)
+        self._statuses[status.name, status.release] = status
+
+    def _stand_by(self, name: str, state: str, reason: str) -> None:
+        """List a pack that was in a state as merely installed."""
+        for key, status in list(self._statuses.items()):
+            if (status.name, status.state) == (name, state):
+                self._statuses[key] = replace(status, state="installed", precision="", reason=reason)
+
+    def _installed(self) -> Sequence[VerifiedPack | PackProblem]:
+        packs = self._settings.packs
+        return installed_packs(
+            self._settings.packs_folder, packs.trusted_keys, allow_unvalidated=packs.allow_unvalidated
+        )
+
+    def _selection(self) -> dict[str, Selected]:
+        try:
+            return dict(read_selection(self._settings.packs_folder))
+        except PackError as error:
+            self._log.error("no selection; the newest releases serve", reason=str(error))
+            return {}
+
+    def _write(self) -> None:
+        write_statuses(self._settings.state / PACKS_FILE, self.statuses())
+
+
+def write_statuses(file: Path, statuses: Sequence[PackStatus]) -> None:
+    """Replace the list in one move, so that a reader finds the old one or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    with draft.open("w", encoding="utf-8") as stream:
+        json.dump([asdict(status) for status in statuses], stream, indent=2)
+        stream.flush()
+        os.fsync(stream.fileno())
+    draft.replace(file)
+
+
+def _of_name(found: Sequence[VerifiedPack | PackProblem], name: str) -> Sequence[VerifiedPack]:
+    return [pack for pack in found if isinstance(pack, VerifiedPack) and pack.manifest.name == name]
+
+
+def _standing_by(
+    installed: Sequence[VerifiedPack], selected: Selected, tried: Sequence[VerifiedPack]
+) -> Sequence[VerifiedPack]:
+    return [pack for pack in installed if pack not in tried and pack.manifest.release != selected.shadow]
+
+
+def _listed(manifest: PackManifest, precision: str, state: str, reason: str) -> PackStatus:
+    return PackStatus(
+        name=manifest.name,
+        title=manifest.title,
+        release=manifest.release,
+        version=manifest.version,
+        digest=manifest.digest,
+        validation=manifest.validation.value,
+        precision=precision,
+        state=state,
+        reason=reason,
+    )

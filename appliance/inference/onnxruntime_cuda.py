@@ -1,0 +1,145 @@
+"""ONNX Runtime on the GPU, its tensors bound where they lie: features never leave the device between two graphs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from appliance.domain.errors import InferenceError, InferenceUnavailableError, PackContentError
+from appliance.domain.manifest import TensorSpec
+from appliance.inference.onnxruntime_cpu import FAILURES, specs_of
+from appliance.inference.tensors import DTYPES, Array, Tensor, check_inputs
+
+NAME = "onnxruntime-cuda"
+PROVIDER = "CUDAExecutionProvider"
+
+
+class OrtTensor:
+    """A tensor that ONNX Runtime owns, on its device."""
+
+    def __init__(self, value: Any, dtype: np.dtype[Any]) -> None:
+        self.value = value
+        self.dtype = dtype
+        self.shape = tuple(int(length) for length in value.shape())
+
+    def on_host(self) -> Array:
+        """A copy in this process's memory."""
+        array: Array = self.value.numpy()
+        return array
+
+
+class OnnxRuntimeCuda:
+    """Makes engines on one GPU.
+
+    Args:
+        budget_bytes: How much of the GPU's memory the arena of a graph may take.
+        provider, device: Others in tests: the binding is the same on every device.
+    """
+
+    def __init__(self, budget_bytes: int, *, provider: str = PROVIDER, device: str = "cuda", name: str = NAME) -> None:
+        self._budget = budget_bytes
+        self._provider = provider
+        self._device = device
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """The name by which a manifest asks for it."""
+        return self._name
+
+    @property
+    def version(self) -> str:
+        """Of ONNX Runtime."""
+        return str(onnxruntime.__version__)
+
+    def load(self, graph: bytes, *, title: str, precision: str) -> "OnnxRuntimeCudaEngine":
+        """Make an engine; see `Runtime.load`."""
+        if self._provider not in onnxruntime.get_available_providers():
+            raise PackContentError(
+                f"ONNX Runtime has no {self._provider} to load {title}.", "Install insite[gpu] on a machine with a GPU."
+            )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        settings: dict[str, Any] = {}
+        if self._provider == PROVIDER:
+            settings = {"gpu_mem_limit": self._budget, "arena_extend_strategy": "kSameAsRequested"}
+        try:
+            session = onnxruntime.InferenceSession(
+                graph, options, providers=[(self._provider, settings)], enable_fallback=0
+            )
+            return OnnxRuntimeCudaEngine(session, title, precision, self._name, self._device)
+        except FAILURES as error:
+            raise PackContentError(
+                f"ONNX Runtime can't load {title}: {error}.", "Build the pack again for this software."
+            ) from error
+
+
+class OnnxRuntimeCudaEngine:
+    """One session whose inputs and outputs are bound."""
+
+    def __init__(self, session: Any, title: str, precision: str, runtime: str, device: str) -> None:
+        self._session: Any = session
+        self._title = title
+        self._precision = precision
+        self._runtime = runtime
+        self._device = device
+        self._inputs = specs_of(session.get_inputs())
+        self._outputs = specs_of(session.get_outputs())
+
+    @property
+    def runtime(self) -> str:
+        """The runtime's name."""
+        return self._runtime
+
+    @property
+    def precision(self) -> str:
+        """What the graph computes in."""
+        return self._precision
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]:
+        """The graph's inputs."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> Sequence[TensorSpec]:
+        """The graph's outputs."""
+        return self._outputs
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Array]:
+        """Compute all outputs and bring them to the host; see `Engine.run`."""
+        return {name: tensor.on_host() for name, tensor in self._computed(inputs).items()}
+
+    def run_on_device(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Compute all outputs and leave them on the device; see `Engine.run_on_device`."""
+        return dict(self._computed(inputs))
+
+    def close(self) -> None:
+        """Let the session go."""
+        self._session = None
+
+    def _computed(self, inputs: Mapping[str, Tensor]) -> dict[str, OrtTensor]:
+        session = self._session
+        if session is None:
+            raise InferenceUnavailableError(f"{self._title} is closed.", "Ask again when the pack is loaded.")
+        check_inputs(self._inputs, inputs, self._title)
+        binding = session.io_binding()
+        for name, tensor in inputs.items():
+            if isinstance(tensor, OrtTensor):
+                binding.bind_ortvalue_input(name, tensor.value)
+            else:
+                array = tensor if isinstance(tensor, np.ndarray) else tensor.on_host()
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for spec in self._outputs:
+            binding.bind_output(spec.name, self._device)
+        try:
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        except FAILURES as error:
+            raise InferenceError(f"ONNX Runtime failed on {self._title}: {error}.", "See the log.") from error
+        values = binding.get_outputs()
+        return {
+            spec.name: OrtTensor(value, DTYPES[spec.datatype])
+            for spec, value in zip(self._outputs, values, strict=True)
+        }

@@ -1,0 +1,57 @@
+"""What one caller asks of one model, as it lies in the queue, and how its answer reaches the caller."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from appliance.domain.ports import Answer
+from appliance.inference.tensors import Array
+
+
+@dataclass(slots=True)
+class Timing:
+    """Where the time of one question went, in seconds of the lane's clock.
+
+    Attributes:
+        batch: Images of the batch that it was answered in.
+        cache_hits: Images of it whose features were known.
+    """
+
+    queue: float = 0.0
+    encoder: float = 0.0
+    head: float = 0.0
+    batch: int = 0
+    cache_hits: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Question:
+    """A model asked about images.
+
+    Args:
+        model: Without the pack's name.
+        images: UINT8 [N, 1, rows, columns], this process's own copy: nobody may change it any more.
+        tell: Called once, by the lane's thread, with the answer or the error.
+        name: The model's whole name, for statistics.
+    """
+
+    model: str
+    images: Array
+    tell: Callable[["Answer | None", "BaseException | None"], None]
+    name: str = ""
+    timing: Timing = field(default_factory=Timing)
+    failed: bool = field(default=False, init=False)
+    settled: bool = field(default=False, init=False)
+
+    def settle(self, answer: Answer | None, error: BaseException | None) -> None:
+        """Tell the caller, once: what comes after the first outcome is not told."""
+        if self.settled:
+            return
+        self.settled = True
+        self.failed = error is not None
+        self.tell(answer, error)
+
+
+def content_digests(images: Array) -> tuple[str, ...]:
+    """Hex SHA-256 of each image of a batch: images of equal digest are the same image, whoever sent them."""
+    return tuple(hashlib.sha256(image).hexdigest() for image in images)

@@ -1,0 +1,251 @@
+"""Decides what runs next on a device: a bounded queue with classes, ageing, deadlines and batches.
+
+It holds no thread, no lock and no clock of its own: whoever owns it says what time it is, so that a test can hold time
+still. It knows neither packs nor connections: a `key` says which asks may run together, `contents` which share work.
+"""
+
+import enum
+import heapq
+import itertools
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from appliance.domain.errors import DeadlineError, OverloadedError
+
+
+class Priority(enum.IntEnum):
+    """Classes of work; a lower one goes first. The numbers are the protocol's (`priority` 1 is the highest)."""
+
+    STAT = 1
+    ROUTINE = 2
+    BACKGROUND = 3
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How much may wait, and how waiting is turned into rank.
+
+    Attributes:
+        images: Images that may wait; one more is refused.
+        background_share: Part of `images` that background work may fill, so that it never shuts out the rest.
+        routine_share: Part of `images` beyond which only STAT is taken, so that nobody shuts that out.
+        ageing_seconds: Waiting time that makes up for one class: nobody starves, whatever keeps coming before him. Past
+            STAT it lets one batch go for each of STAT.
+    """
+
+    images: int = 256
+    background_share: float = 0.75
+    routine_share: float = 0.9
+    ageing_seconds: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How asks of one key are put together.
+
+    Attributes:
+        preferred: Images of one batch, from the measured latency table: more gain nothing.
+        max_delay_seconds: How long the first of a batch may wait for company while there is traffic.
+        image_seconds: Measured time of one image in a preferred batch, for hints to those who are refused.
+    """
+
+    preferred: int = 1
+    max_delay_seconds: float = 0.0
+    image_seconds: float = 0.01
+
+
+@dataclass(eq=False, slots=True)
+class Ask:
+    """Work for one caller.
+
+    Attributes:
+        key: Asks of the same key may share a batch.
+        contents: One digest per image.
+        deadline: On the owner's clock; None waits for ever.
+        payload: The owner's own.
+        arrived: On the owner's clock, set when it is queued.
+    """
+
+    key: Hashable
+    contents: tuple[str, ...]
+    priority: Priority = Priority.ROUTINE
+    deadline: float | None = None
+    payload: Any = None
+    arrived: float = 0.0
+    waiting: bool = field(default=False, init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What to do now: run `batch`, tell `expired` that their time is over; with neither, look again in `again_in`."""
+
+    batch: tuple[Ask, ...]
+    expired: tuple[Ask, ...]
+    again_in: float | None
+
+
+_Entry = tuple[float, int, Ask]
+
+
+class BatchQueue:
+    """The queue of one device; its owner guards it against concurrent use.
+
+    Args:
+        limits: How much may wait.
+    """
+
+    def __init__(self, limits: QueueLimits) -> None:
+        self._limits = limits
+        self._heap: list[_Entry] = []
+        self._order = itertools.count()
+        self._batching: dict[Hashable, Batching] = {}
+        self._crowded: set[Hashable] = set()
+        self._images = 0
+        self._background = 0
+        self._after_stat = False
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._waiting())
+
+    @property
+    def images(self) -> int:
+        """Images that wait."""
+        return self._images
+
+    def set_batching(self, key: Hashable, batching: Batching | None) -> None:
+        """Say how asks of a key are put together; None forgets the key."""
+        if batching is None:
+            self._batching.pop(key, None)
+            self._crowded.discard(key)
+        else:
+            self._batching[key] = batching
+
+    def holds(self, key: Hashable) -> bool:
+        """Whether an ask of this key waits."""
+        return any(ask.key == key for ask in self._waiting())
+
+    def put(self, ask: Ask, now: float) -> None:
+        """Let an ask wait for its turn.
+
+        Raises:
+            DeadlineError: Its time is over already.
+            OverloadedError: Too much waits; says when to try again.
+        """
+        if ask.deadline is not None and ask.deadline <= now:
+            raise DeadlineError("The deadline had passed when the request arrived.", "Give it more time.")
+        size = len(ask.contents)
+        room = self._room(ask.priority)
+        held = self._background if ask.priority is Priority.BACKGROUND else self._images
+        if held + size > room or self._images + size > self._limits.images:
+            seconds = max(0.05, self._images * self._batching.get(ask.key, Batching()).image_seconds)
+            raise OverloadedError(
+                f"{held} images wait, {room} of this class may.",
+                f"Try again in {seconds:.2f} s.",
+                retry_after_seconds=seconds,
+            )
+        ask.arrived = now
+        ask.waiting = True
+        self._count(ask, 1)
+        rank = now + (ask.priority - Priority.STAT) * self._limits.ageing_seconds
+        heapq.heappush(self._heap, (rank, next(self._order), ask))
+
+    def _room(self, priority: Priority) -> int:
+        limits = self._limits
+        share = {Priority.BACKGROUND: limits.background_share, Priority.ROUTINE: limits.routine_share}
+        return math.ceil(limits.images * share.get(priority, 1.0))
+
+    def cancel(self, ask: Ask) -> bool:
+        """Take an ask out; False when it does not wait any more."""
+        if not ask.waiting:
+            return False
+        self._leave(ask)
+        return True
+
+    def take(self, now: float) -> Taken:
+        """The next batch; with nothing to run, when to look again (None: when something is put)."""
+        expired = tuple(ask for ask in self._waiting() if ask.deadline is not None and ask.deadline <= now)
+        for ask in expired:
+            self._leave(ask)
+        self._drop_gone()
+        if not self._heap:
+            return Taken((), expired, None)
+        first = self._next()
+        batching = self._batching.get(first.key, Batching())
+        chosen = self._company(first, batching.preferred)
+        if self._worth_waiting(first, chosen, batching, now):
+            again_in = first.arrived + batching.max_delay_seconds - now
+            return Taken((), expired, min([again_in, *self._deadlines_in(now)]))
+        for ask in chosen:
+            self._leave(ask)
+        self._after_stat = first.priority is Priority.STAT
+        self._note_crowd(first.key, len(chosen))
+        self._drop_gone()
+        return Taken(tuple(chosen), expired, None)
+
+    def _next(self) -> Ask:
+        """Whose turn it is: by rank, but of those who aged past a STAT only one batch goes between two STAT batches.
+
+        So a STAT waits for one batch that runs and one that aged, never for a whole backlog; and the backlog moves by a
+        batch for each of STAT, however many of those come.
+        """
+        first = self._heap[0][2]
+        if first.priority is Priority.STAT or self._after_stat:
+            return first
+        urgent = min(
+            (entry for entry in self._heap if entry[2].waiting and entry[2].priority is Priority.STAT), default=None
+        )
+        return first if urgent is None else urgent[2]
+
+    def _company(self, first: Ask, preferred: int) -> list[Ask]:
+        """The first ask with those that fill its batch, and those that look at the same images: they cost no encoder.
+
+        A STAT batch takes only STAT along: others would make it longer.
+        """
+        chosen: list[Ask] = []
+        contents: set[str] = set()
+        same_key = [entry[2] for entry in sorted(self._heap) if entry[2].waiting and entry[2].key == first.key]
+        for ask in same_key:
+            fresh = set(ask.contents) - contents
+            fits = len(contents) + len(fresh) <= max(preferred, len(first.contents))
+            hurried = first.priority is Priority.STAT and ask.priority is not Priority.STAT
+            if ask is first or not fresh or (fits and not hurried):
+                chosen.append(ask)
+                contents |= fresh
+        return chosen
+
+    def _worth_waiting(self, first: Ask, chosen: Sequence[Ask], batching: Batching, now: float) -> bool:
+        """Whether company is likely: only under traffic, never for STAT, never longer than the delay."""
+        if first.priority is Priority.STAT or first.key not in self._crowded:
+            return False
+        images = len({content for ask in chosen for content in ask.contents})
+        return images < batching.preferred and now < first.arrived + batching.max_delay_seconds
+
+    def _note_crowd(self, key: Hashable, asks: int) -> None:
+        if asks > 1 or self.holds(key):
+            self._crowded.add(key)
+        else:
+            self._crowded.discard(key)
+
+    def _deadlines_in(self, now: float) -> Iterable[float]:
+        return (ask.deadline - now for ask in self._waiting() if ask.deadline is not None)
+
+    def _leave(self, ask: Ask) -> None:
+        ask.waiting = False
+        self._count(ask, -1)
+
+    def _count(self, ask: Ask, sign: int) -> None:
+        self._images += sign * len(ask.contents)
+        if ask.priority is Priority.BACKGROUND:
+            self._background += sign * len(ask.contents)
+
+    def _waiting(self) -> Iterable[Ask]:
+        return (entry[2] for entry in self._heap if entry[2].waiting)
+
+    def _drop_gone(self) -> None:
+        while self._heap and not self._heap[0][2].waiting:
+            heapq.heappop(self._heap)
+        if len(self._heap) > 4 * (self._limits.images + 1):
+            self._heap = [entry for entry in self._heap if entry[2].waiting]
+            heapq.heapify(self._heap)

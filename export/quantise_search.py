@@ -1,0 +1,211 @@
+"""Step `quantise`: search the fastest INT8 graph that loses no more than the recipe allows, layer by layer.
+
+Everything is chosen on the `tune` patients. First the way of calibrating that moves the scores least is found; then
+each layer is quantised alone, to see how far it moves them; then the layers that move them most go back to FP32 until
+the graph is inside the bounds. Of the graphs inside, the fastest is kept: the search ends when one more layer in FP32
+makes no faster graph.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from export.artefacts import write_json
+from export.images import ImageSet
+from export.latency import Ratio, compare
+from export.layout import FOR_TENSORRT, SEARCH_RECORD
+from export.metrics import auc
+from export.operating import labelled
+from export.predictions import Predictions, predict
+from export.quantise import METHODS, Ranges, Target, layers, measured_ranges, nodes_of, quantised
+from export.recipe import Recipe
+from export.runner import Runner
+from export.tasks import ADULT, LUNGS, PAEDIATRIC
+
+ENCODER, QUANTISED = "encoder.onnx", "encoder.int8.onnx"
+CANDIDATE = "candidate.onnx"
+HEADS = (ADULT, PAEDIATRIC, LUNGS)
+FULL_LAYERS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)
+"""How many of the most sensitive layers are tried in FP32."""
+SENSITIVITY_EVERY = 5
+BATCHES = (1, 8)
+ROUNDS = 9
+NOISE = 1.05
+"""Ratios of times nearer than this are taken as equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a graph loses against FP32 on the tuning patients; a negative loss is a gain.
+
+    `shift` is the mean absolute change of a triage score, over the labelled images of each task, the larger of both.
+    """
+
+    adult_auc: float
+    paediatric_auc: float
+    dice: float
+    shift: float
+
+    def broken(self, recipe: Recipe) -> str:
+        """The first bound that is broken, or nothing."""
+        bounds = recipe.quantise
+        judged = (
+            ("AUC, adult", self.adult_auc, bounds.auc_loss_max),
+            ("AUC, paediatric", self.paediatric_auc, bounds.auc_loss_max),
+            ("Dice", self.dice, bounds.dice_loss_max),
+            ("score shift", self.shift, bounds.score_shift_max),
+        )
+        return next((name for name, value, bound in judged if not value <= bound), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One setting and what came out; `speed` holds FP32's time over its own for each of `BATCHES`."""
+
+    method: str
+    full_layers: tuple[str, ...]
+    size_bytes: int
+    loss: Loss
+    speed: tuple[Ratio, ...]
+    broken: str
+
+    @property
+    def slowest(self) -> float:
+        """The lower of the ratios."""
+        return min((ratio.median for ratio in self.speed), default=float("nan"))
+
+
+class Bench:
+    """Runs candidate graphs against the FP32 encoder, on the tuning patients and on the clock.
+
+    Args:
+        recipe: Bounds and what an adult is.
+        data: The prepared images.
+        graphs: Folder laid out as a pack, with the FP32 encoder and the heads; candidates are written into it.
+        every: Measure on each `every`-th of the tuning images.
+    """
+
+    def __init__(self, recipe: Recipe, data: ImageSet, graphs: Path, every: int = 1) -> None:
+        self.recipe = recipe
+        self.graph = onnx.load(graphs / ENCODER)
+        self._data, self._folder = data, graphs
+        self._rows = data.select(split="tune")[::every]
+        self._reference = self._said(ENCODER)
+        self._clock = Runner(graphs, ENCODER, (), threads=1)
+        some = [data.images[row] for row in self._rows[: BATCHES[-1]]]
+        self._pictures = np.stack([some[i % len(some)] for i in range(BATCHES[-1])])[:, None]
+
+    def trial(self, ranges: Ranges, full: Sequence[str], *, timed: bool) -> Trial:
+        """Quantise all layers but those in `full`, and measure."""
+        graph = quantised(self.graph, ranges, nodes_of(self.graph, full), Target.ONNXRUNTIME_CPU)
+        content = graph.SerializeToString(deterministic=True)
+        (self._folder / CANDIDATE).write_bytes(content)
+        loss = self._loss(self._said(CANDIDATE))
+        speed = self._speed(CANDIDATE) if timed else ()
+        return Trial(ranges.method, tuple(full), len(content), loss, speed, loss.broken(self.recipe))
+
+    def _said(self, encoder: str) -> Predictions:
+        return predict(Runner(self._folder, encoder, HEADS).each, self._data, self._rows)
+
+    def _loss(self, said: Predictions) -> Loss:
+        lost: dict[str, float] = {}
+        shifts = []
+        for task in (ADULT, PAEDIATRIC):
+            before, after = (
+                labelled(task, "tune", each, self._data, self.recipe.data.adult_min_age_years)
+                for each in (self._reference, said)
+            )
+            lost[task] = auc(before.scores, before.labels) - auc(after.scores, after.labels)
+            shifts.append(float(np.abs(before.scores - after.scores).mean()))
+        dice = float(np.nanmean(self._reference.dice) - np.nanmean(said.dice))
+        return Loss(lost[ADULT], lost[PAEDIATRIC], dice, max(shifts))
+
+    def _speed(self, name: str) -> tuple[Ratio, ...]:
+        candidate = Runner(self._folder, name, (), threads=1)
+        return tuple(compare(self._clock, candidate, self._pictures[:batch], ROUNDS) for batch in BATCHES)
+
+
+def search_precision(recipe: Recipe, data: ImageSet, graphs: Path, *, out: Path, say: Callable[[str], None]) -> None:
+    """Copy the exported graphs to `out`, add both INT8 encoders, and record the search.
+
+    `encoder.int8.onnx` is for ONNX Runtime on a CPU; `encoder.int8.tensorrt.onnx` keeps the same layers in FP32 and has
+    signed activations and FP32 biases. `precision-search.json` holds every trial, the sensitivities and the choice.
+    When no setting is inside the bounds, the one that moves the scores least is written, and the gate will refuse it.
+
+    Args:
+        recipe: Its `quantise` section bounds the loss.
+        data: The prepared images: `train` calibrates, `tune` chooses.
+        graphs: The artefact of the step `to_onnx`.
+        out: Folder to write to.
+        say: Told about progress.
+    """
+    shutil.copytree(graphs, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("done.json"))
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copytree(graphs, scratch, dirs_exist_ok=True)
+        _search_in(Path(scratch), recipe, data, out=out, say=say)
+
+
+def _search_in(scratch: Path, recipe: Recipe, data: ImageSet, *, out: Path, say: Callable[[str], None]) -> None:
+    bench = Bench(recipe, data, scratch)
+    pictures = _calibration_images(data, recipe.quantise.calibration_images)
+    measured = {method: measured_ranges(bench.graph, pictures, method) for method in METHODS}
+    trials = [bench.trial(ranges, (), timed=True) for ranges in measured.values()]
+    method = min(trials, key=lambda trial: trial.loss.shift).method
+    say(f"INT8: {method} calibration moves the scores least")
+    sensitivities = _sensitivities(Bench(recipe, data, scratch, SENSITIVITY_EVERY), measured[method])
+    best = _search(bench, measured[method], list(sensitivities), trials, say)
+    for name, target in ((QUANTISED, Target.ONNXRUNTIME_CPU), (FOR_TENSORRT, Target.TENSORRT)):
+        graph = quantised(bench.graph, measured[method], nodes_of(bench.graph, best.full_layers), target)
+        (out / name).write_bytes(graph.SerializeToString(deterministic=True))
+    write_json(
+        out / SEARCH_RECORD,
+        {
+            "images": len(data.select(split="tune")),
+            "trials": [asdict(trial) for trial in trials],
+            "chosen": trials.index(best),
+            "sensitivities": sensitivities,
+        },
+    )
+
+
+def _search(
+    bench: Bench, ranges: Ranges, ranked: Sequence[str], trials: list[Trial], say: Callable[[str], None]
+) -> Trial:
+    inside: list[Trial] = [trial for trial in trials if not trial.broken]
+    for count in FULL_LAYERS[1:]:
+        if count > len(ranked):
+            break
+        trial = bench.trial(ranges, ranked[:count], timed=True)
+        trials.append(trial)
+        say(f"INT8 but for {count} layers: {trial.slowest:.2f} times as fast, {trial.broken or 'inside the bounds'}")
+        if not trial.broken:
+            inside.append(trial)
+            if fastest(inside) is not trial:
+                break
+    return fastest(inside) if inside else min(trials, key=lambda trial: trial.loss.shift)
+
+
+def fastest(inside: Sequence[Trial]) -> Trial:
+    """The fastest trial by the slower of its batches; among those as fast within noise, the one that shifts least."""
+    limit = max(trial.slowest for trial in inside) / NOISE
+    return min((trial for trial in inside if trial.slowest >= limit), key=lambda trial: trial.loss.shift)
+
+
+def _sensitivities(bench: Bench, ranges: Ranges) -> dict[str, float]:
+    every = list(layers(bench.graph))
+    shifts = {
+        layer: bench.trial(ranges, [other for other in every if other != layer], timed=False).loss.shift
+        for layer in every
+    }
+    return dict(sorted(shifts.items(), key=lambda item: -item[1]))
+
+
+def _calibration_images(data: ImageSet, count: int) -> list[NDArray[np.uint8]]:
+    train = data.select(split="train")
+    return [data.images[i] for i in train[:: max(1, len(train) // count)][:count]]

@@ -1,0 +1,149 @@
+"""From labels to a joined pack: the whole of `insite-export task`, each finished part done once."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.domain.errors import InputError
+from appliance.domain.manifest import OperatingPoint, PackManifest, TaskKind, TaskManifest, Validation, VerifiedPack
+from export.artefacts import digest_of_values, file_sha256, read_json, run_step
+from export.gate import FAIL, PASS, Rule
+from export.pack import graph_outputs
+from export.progress import Progress
+from export.runner import Runner
+from export.task_head.features import UNREADABLE, Pictures, View, features, outputs_read_by, read_pictures
+from export.task_head.graphs import HEAD, write_graphs
+from export.task_head.join import joined, trained_task, write_task
+from export.task_head.labels import cases_from_csv, refuse_one_class
+from export.task_head.recipe import SEGMENTATION, TaskRecipe, task_recipe_from_toml
+from export.task_head.train import Measured, measured, trained_head
+
+STEP, VERSION = "task", 2
+CPU_RUNTIME = "onnxruntime-cpu"
+"""Features are taken from, and figures measured on, the precisions that this machine can serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFiles:
+    """What goes in: the task's recipe, its labels, and the folder of the images."""
+
+    recipe: Path
+    labels: Path
+    data: Path
+
+
+def make_task(files: TaskFiles, base: VerifiedPack, private_key: Path, out: Path, progress: Progress) -> PackManifest:
+    """Train a head on a frozen base and write `<out>/<base>-<release>`, the joined and signed pack.
+
+    `<out>/<task>.steps/task` keeps the task by itself, and the list of unreadable images.
+
+    Raises:
+        InsiteError: A recipe, labels or images that can't be used; a gate that refuses.
+    """
+    recipe = task_recipe_from_toml(files.recipe)
+    cases = cases_from_csv(files.labels, recipe)
+    root = out / f"{recipe.task.name}.steps"
+    root.mkdir(parents=True, exist_ok=True)
+    read = [files.data / name for case in cases for name in (*case.files, case.mask) if name]
+    inputs = digest_of_values(
+        STEP,
+        VERSION,
+        base.manifest.digest,
+        *(file_sha256(path) if path.is_file() else "" for path in (files.recipe, files.labels, *read)),
+    )
+
+    def work(folder: Path) -> None:
+        pictures = read_pictures(cases, files.data, base.manifest, recipe, folder)
+        refuse_one_class(files.labels, pictures.cases, recipe)
+        _train(recipe, base, pictures, folder, progress)
+        (folder / "images.npy").unlink()
+
+    run_step(root, STEP, inputs, work)
+    task = trained_task(root / STEP / "made")
+    progress.say(str(task.report["summary"]))
+    return joined(base, task, private_key, out / f"{base.manifest.name}-{base.manifest.release + 1}")
+
+
+def _train(recipe: TaskRecipe, base: VerifiedPack, pictures: Pictures, folder: Path, progress: Progress) -> None:
+    manifest = base.manifest
+    names = outputs_read_by(recipe, manifest)
+    served = [variant for variant in manifest.variants if CPU_RUNTIME in variant.runtimes]
+    if not served:
+        raise InputError(f"The base {manifest.name} has no encoder for {CPU_RUNTIME}.", "Use a base that has one.")
+    runners = {variant.precision: Runner(base.folder, variant.file, []) for variant in served}
+    plain = {precision: features(runner, pictures, names, progress) for precision, runner in runners.items()}
+    best = served[-1].precision
+    views = [plain[best]]
+    for number in range(1, 1 if recipe.task.head == SEGMENTATION else recipe.training.variants):
+        view = View(manifest, recipe.training.seed, number)
+        views.append(features(runners[best], pictures, names, progress, view))
+    head = trained_head(recipe, pictures, views, progress)
+    figures = {each: measured(recipe, head, pictures, said, each) for each, said in plain.items()}
+    made = folder / "made"
+    made.mkdir(exist_ok=True)
+    write_graphs(head, manifest, names, made)
+    task = TaskManifest(
+        name=recipe.task.name,
+        title=recipe.task.title,
+        kind=recipe.kind,
+        release=recipe.task.release,
+        base_digest=manifest.base_digest,
+        head=f"tasks/{recipe.task.name}/{HEAD}",
+        inputs=names,
+        outputs=graph_outputs(made / HEAD),
+        finding=recipe.finding,
+        operating_points=_points(manifest, figures),
+        eligibility=recipe.rules,
+        intended_use=recipe.task.intended_use,
+        not_for=recipe.task.not_for,
+    )
+    unreadable = len(read_json(folder / UNREADABLE))
+    write_task(made, task, _report(recipe, pictures, figures) | {"unreadable_images": unreadable})
+
+
+def _points(base: PackManifest, figures: dict[str, Measured]) -> tuple[OperatingPoint, ...]:
+    """One operating point for each precision of the base; one that this machine can't run borrows the last one's."""
+    last = list(figures.values())[-1].point
+    borrowed = f"{last.meaning} Measured at {last.precision}."
+    return tuple(
+        figures[variant.precision].point
+        if variant.precision in figures
+        else OperatingPoint(variant.precision, last.threshold, last.max_distance, borrowed)
+        for variant in base.variants
+    )
+
+
+def _report(recipe: TaskRecipe, pictures: Pictures, figures: dict[str, Measured]) -> dict[str, Any]:
+    segmentation = recipe.kind is TaskKind.SEGMENTATION
+    rules = [
+        Rule(f"mean Dice at {precision}", each.value, recipe.gate.dice_min)
+        if segmentation
+        else Rule(f"lower 95 % bound of the AUC at {precision}", each.low, recipe.gate.auc_low_min)
+        for precision, each in figures.items()
+    ]
+    refused = [rule.name for rule in rules if not rule.passed]
+    trained = len(pictures.select("train"))
+    said = "; ".join(
+        f"{precision} {'Dice' if segmentation else 'AUC'} {each.value:.3f} [{each.low:.3f}, {each.high:.3f}]"
+        for precision, each in figures.items()
+    )
+    one = next(iter(figures.values()))
+    counted = f"{one.cases} validation cases"
+    if one.volumes is not None:
+        counted = f"{one.cases} validation images, each judged alone as the appliance does,"
+        whole = ", ".join(f"{name} {each.volumes[0]}" for name, each in figures.items() if each.volumes)
+        said += f"; not served and not judged, the AUC of {one.volumes[1]} whole volumes: {whole}"
+    return {
+        "verdict": FAIL if refused else PASS,
+        "refused_by": refused,
+        "validation": Validation(recipe.task.claim).value,
+        "source": asdict(recipe.credited),
+        "summary": f"{recipe.task.name} ({recipe.task.head}), trained on {trained} cases, on {counted} of "
+        f"{one.patients} patients: {said} (95 % intervals by patient).",
+        "rules": [rule.row() for rule in rules],
+        "figures": {
+            precision: {"figure": each.figure, "value": each.value, "low": each.low, "high": each.high}
+            | ({"volumes": asdict(each.volumes[0])} if each.volumes else {})
+            for precision, each in figures.items()
+        },
+    }

@@ -1,0 +1,167 @@
+"""What a new task is: a short TOML file, read as strictly as a pack's recipe."""
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.domain.errors import SettingsError
+from appliance.domain.manifest import Code, EligibilityRules, TaskKind, UnknownAge, Validation
+from export.recipe import NAME, refuse_difference, section_from_table
+from export.sources import Source, refuse_claim
+
+LINEAR, MLP, MIL, SEGMENTATION = "linear", "mlp", "mil", "segmentation"
+HEADS = (LINEAR, MLP, MIL, SEGMENTATION)
+ANY_AGE = -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSection:
+    """Who the task is.
+
+    Attributes:
+        head: `linear` or `mlp` (one image, its embedding), `mil` (the images of a volume together, by attention), or
+            `segmentation` (a decoder on the feature maps).
+        claim: `research-only`, or `validated` for a task whose gate says how good it must be; a joined pack claims no
+            more than the weaker of base and task.
+    """
+
+    name: str
+    title: str
+    release: int
+    head: str
+    intended_use: str
+    not_for: str
+    claim: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSection:
+    """Where labels and images come from, and whether their licence allows research only."""
+
+    name: str
+    licence: str
+    origin: str
+    research_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EligibilitySection:
+    """Which images the task takes; ages in years, -1 for no bound."""
+
+    modalities: tuple[str, ...]
+    body_parts: tuple[str, ...]
+    views: tuple[str, ...]
+    min_age_years: float
+    max_age_years: float
+    unknown_age: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSection:
+    """How the head is trained on the base's features.
+
+    Attributes:
+        variants: Pictures made of each training image: the plain one, then augmented ones.
+        hidden: Width of the hidden layer of `mlp` and `mil`.
+        tune_percent: Share of the training patients that choose the threshold, and nothing else.
+        unreadable_percent_max: More unreadable images than this end the training.
+        mask_side: Rows and columns of a segmentation's mask.
+    """
+
+    seed: int
+    variants: int
+    steps: int
+    batch: int
+    rate: float
+    weight_decay: float
+    hidden: int
+    tune_percent: int
+    unreadable_percent_max: float
+    mask_side: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskGateSection:
+    """What the validation patients must show: the lower end of the AUC's interval, or the mean Dice.
+
+    The AUC is that of the graph which is served: for a `mil` head of each image alone, with its volume's label.
+
+    `sensitivity` is what the threshold is chosen for, on the tuning patients.
+    """
+
+    sensitivity: float
+    auc_low_min: float
+    dice_min: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecipe:
+    """Everything that decides what a task becomes, but its data and its base."""
+
+    task: TaskSection
+    source: SourceSection
+    finding: Code
+    eligibility: EligibilitySection
+    training: TrainingSection
+    gate: TaskGateSection
+
+    @property
+    def kind(self) -> TaskKind:
+        """What the appliance does with the head's output."""
+        return TaskKind.SEGMENTATION if self.task.head == SEGMENTATION else TaskKind.CLASSIFICATION
+
+    @property
+    def credited(self) -> Source:
+        """The data as NOTICE and the bill of materials name it."""
+        section, use = self.source, f"Labels and images of the task {self.task.name}."
+        return Source(section.name, section.licence, section.origin, use, research_only=section.research_only)
+
+    @property
+    def rules(self) -> EligibilityRules:
+        """The eligibility as the manifest has it."""
+        section = self.eligibility
+        low, high = (None if age == ANY_AGE else age for age in (section.min_age_years, section.max_age_years))
+        return EligibilityRules(
+            section.modalities, section.body_parts, section.views, low, high, UnknownAge(section.unknown_age)
+        )
+
+
+_SECTIONS = {
+    "task": TaskSection,
+    "source": SourceSection,
+    "finding": Code,
+    "eligibility": EligibilitySection,
+    "training": TrainingSection,
+    "gate": TaskGateSection,
+}
+
+
+def task_recipe_from_toml(path: Path) -> TaskRecipe:
+    """Read a task's recipe.
+
+    Raises:
+        SettingsError: No such file, no TOML, a key that is unknown, missing or has a value that it can't have, or a
+            claim that the data's licence does not allow.
+    """
+    try:
+        document = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"The task's recipe {path} can't be read: {error}.", "Give a TOML file.") from error
+    refuse_difference("the task's recipe", set(document), set(_SECTIONS))
+    recipe = TaskRecipe(**{name: section_from_table(name, kind, document[name]) for name, kind in _SECTIONS.items()})
+    for key in ("name", "licence", "origin"):
+        if not getattr(recipe.source, key).strip():
+            raise SettingsError(f"source.{key} of the task's recipe is empty.", "Say whose data it is.")
+    claims = (Validation.VALIDATED.value, Validation.RESEARCH_ONLY.value)
+    if not re.fullmatch(NAME, recipe.task.name):
+        raise SettingsError(f"task.name of the task's recipe is {recipe.task.name!r}.", f"It must be like {NAME}.")
+    for name, value, known in (
+        ("task.head", recipe.task.head, HEADS),
+        ("task.claim", recipe.task.claim, claims),
+        ("eligibility.unknown_age", recipe.eligibility.unknown_age, tuple(each.value for each in UnknownAge)),
+    ):
+        if value not in known:
+            raise SettingsError(f"{name} of the task's recipe is {value!r}.", f"Known: {', '.join(known)}.")
+    refuse_claim(Validation(recipe.task.claim), [recipe.credited], "task")
+    return recipe

@@ -1,0 +1,38 @@
+"""Steps `teachers`: fine-tune published nets on the labelled radiographs; the student learns from their mean."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from export.images import image_set
+from export.learning import Batch, Training, supervised_loss, train
+from export.pretrained import load_published
+from export.recipe import Recipe, TeacherSection
+from export.student import MultiTaskNet, architecture_named
+
+WEIGHTS = "teacher.safetensors"
+
+
+def teach(
+    recipe: Recipe, section: TeacherSection, seed: int, data: Path, *, out: Path, say: Callable[[str], None]
+) -> None:
+    """Train one teacher and write its weights to `<out>/teacher.safetensors`.
+
+    Args:
+        recipe: For the input's numbers.
+        section: Decides everything else.
+        seed: Fixes its random choices; another one for each teacher, or their mistakes agree.
+        data: The artefact of the data step.
+        out: Folder to work in; holds a checkpoint until the training is finished.
+        say: Told about progress.
+    """
+    torch.manual_seed(seed)
+    net = MultiTaskNet(architecture_named(section.architecture))
+    load_published(net.encoder)
+
+    def loss_of(batch: Batch) -> torch.Tensor:
+        return supervised_loss(net(batch.image), batch)
+
+    run = Training(image_set(data), recipe.input, section, seed, out, say)
+    train(net, net, run, loss_of, out / WEIGHTS)

@@ -1,0 +1,1 @@
+"""Foundation models as teachers: published checkpoints from a local folder, behind one contract."""

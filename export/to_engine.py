@@ -1,0 +1,175 @@
+"""Step `to_engine`: engines ahead of time for TensorRT for RTX, which compiles without a GPU; and the way to TensorRT.
+
+Half precision comes from a graph that was exported in half precision, INT8 from Q/DQ nodes with FP32 biases. For a
+small net INT8 may come out larger than FP16; its speed can't be measured without a GPU, so an INT8 engine goes along
+only where it is also the smaller file. TensorRT itself compiles for the GPU that it finds: where there is none, the
+appliance builds from the same signed ONNX, and here the graph is parsed at most, to know that it will.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from appliance.domain.engine_file import EngineMetadata
+from appliance.domain.errors import EngineFileError
+from appliance.inference.engine_build import SUFFIX, BuildPlan, bindings, build_engine
+from export.artefacts import write_json
+from export.layout import ENGINE_RECORD, FOR_TENSORRT
+from export.operators import refuse_unknown_operators
+
+SOURCES = {"fp16": "encoder.fp16.onnx", "int8": FOR_TENSORRT}
+"""What each precision's engine is built from."""
+GPUS = {"": ("8.0", "8.6", "8.9"), ".sm75": ("7.5",)}
+"""Part of an engine's name to the compute capabilities in it: Ampere and Ada in one file, Turing in another."""
+_LONGEST_LOG = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRtPlan:
+    """How TensorRT compiles: batches of 1 to `max_batch`, best at `usual_batch`.
+
+    `version_compatible` engines run on later minor versions, at some cost in speed; `timing_cache` remembers measured
+    kernels from one build to the next.
+    """
+
+    usual_batch: int = 4
+    max_batch: int = 16
+    version_compatible: bool = False
+    timing_cache: Path | None = None
+
+
+def to_engine(graphs: Path, out: Path, say: Callable[[str], None]) -> None:
+    """Build every engine that this machine can build, with its description beside it, and `engines.json`.
+
+    Args:
+        graphs: The artefact of the step `quantise`.
+        out: Folder to write to; engines that are not worth shipping are measured and removed again.
+        say: Told about progress.
+    """
+    record: dict[str, Any] = {"tensorrt-rtx": [], "tensorrt": tensorrt_verdict((graphs / SOURCES["fp16"]).read_bytes())}
+    try:
+        bindings()
+    except EngineFileError as error:
+        record["tensorrt-rtx-missing"] = str(error)
+        write_json(out / ENGINE_RECORD, record)
+        say(str(error))
+        return
+    sizes: dict[tuple[str, str], EngineMetadata] = {}
+    for precision, source in SOURCES.items():
+        for part, capabilities in GPUS.items():
+            name = f"encoder.{precision}{part}{SUFFIX}"
+            built = build_rtx((graphs / source).read_bytes(), out / name, BuildPlan(precision, capabilities))
+            sizes[precision, part] = built
+            say(f"{name}: {built.size_bytes / 1e6:.1f} MB in {built.build_seconds:.1f} s")
+    for part in GPUS:
+        kept = sizes["int8", part].size_bytes < sizes["fp16", part].size_bytes
+        if not kept:
+            for file in out.glob(f"encoder.int8{part}{SUFFIX}*"):
+                file.unlink()
+        for precision in SOURCES:
+            built = sizes[precision, part]
+            record["tensorrt-rtx"].append(
+                {
+                    "file": f"encoder.{precision}{part}{SUFFIX}",
+                    "precision": precision,
+                    "compute_capabilities": list(built.compute_capabilities),
+                    "runtime_version": built.runtime_version,
+                    "size_bytes": built.size_bytes,
+                    "build_seconds": built.build_seconds,
+                    "kept": kept or precision == "fp16",
+                }
+            )
+    write_json(out / ENGINE_RECORD, record)
+
+
+def build_rtx(graph: bytes, engine: Path, plan: BuildPlan) -> EngineMetadata:
+    """Build one engine of TensorRT for RTX.
+
+    Raises:
+        EngineFileError: The library is missing, does not know an operator (named with its layer), or fails.
+    """
+    library = bindings()
+    parser = _parser(library)[1]
+    refuse_unknown_operators(onnx.load_from_string(graph), "TensorRT for RTX", parser.supports_operator)
+    return build_engine(graph, engine, plan)
+
+
+def tensorrt_library() -> Any:
+    """TensorRT, loaded when it is first asked for.
+
+    Raises:
+        EngineFileError: It is not installed, or a library of it is missing; says which.
+    """
+    try:
+        return importlib.import_module("tensorrt")
+    except (ImportError, OSError) as error:
+        raise EngineFileError(
+            f"TensorRT can't be loaded: {error}.",
+            "Build on the appliance, from the signed ONNX; or install `tensorrt` with the libraries of NVIDIA's index.",
+        ) from error
+
+
+def tensorrt_verdict(graph: bytes, library: Any = None) -> str:
+    """Whether TensorRT reads a graph, in one sentence; where TensorRT is missing, what is missing."""
+    try:
+        library = library if library is not None else tensorrt_library()
+        network = parsed_network(graph, library)[1]
+    except EngineFileError as error:
+        return str(error)
+    return f"TensorRT {library.__version__} reads the graph: {network.num_layers} layers, strongly typed."
+
+
+def parsed_network(graph: bytes, library: Any) -> tuple[Any, Any, Any]:
+    """(builder, network, parser) of a graph, strongly typed; the parser owns what the network's weights point to.
+
+    Raises:
+        EngineFileError: An operator that the library does not know, named with its layer; or what its parser says.
+    """
+    builder, parser, network = _parser(library)
+    refuse_unknown_operators(onnx.load_from_string(graph), "TensorRT", parser.supports_operator)
+    if not parser.parse(graph):
+        reasons = [parser.get_error(i).desc() for i in range(min(parser.num_errors, _LONGEST_LOG))]
+        raise EngineFileError(f"TensorRT can't read the graph: {'; '.join(reasons)}.", "Serve it with ONNX Runtime.")
+    return builder, network, parser
+
+
+def build_tensorrt(graph: bytes, plan: TensorRtPlan, library: Any = None) -> bytes:
+    """Compile a graph with TensorRT for the GPU of this machine.
+
+    Raises:
+        EngineFileError: TensorRT is missing or fails; there is no GPU to compile for.
+    """
+    trt = library if library is not None else tensorrt_library()
+    builder, network, _parser_kept = parsed_network(graph, trt)
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    for position in range(network.num_inputs):
+        tensor = network.get_input(position)
+        rest = tuple(tensor.shape)[1:]
+        profile.set_shape(tensor.name, (1, *rest), (plan.usual_batch, *rest), (plan.max_batch, *rest))
+    config.add_optimization_profile(profile)
+    if plan.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if plan.timing_cache is not None:
+        kept = plan.timing_cache.read_bytes() if plan.timing_cache.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=True)
+    built = builder.build_serialized_network(network, config)
+    if built is None:
+        raise EngineFileError("TensorRT could not build the engine.", "See its log; serve the graph with ONNX Runtime.")
+    if plan.timing_cache is not None:
+        partial = plan.timing_cache.with_suffix(".partial")
+        partial.write_bytes(config.get_timing_cache().serialize())
+        partial.replace(plan.timing_cache)
+    return bytes(built)
+
+
+def _parser(trt: Any) -> tuple[Any, Any, Any]:
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    return builder, trt.OnnxParser(network, logger), network

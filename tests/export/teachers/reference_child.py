@@ -1,0 +1,207 @@
+"""Reads tiny checkpoints with their publishers' libraries and writes down what those say; run as a process of its own.
+
+PyPI's torchvision does not load beside the CPU build of torch that this repository pins, and timm, transformers and
+open_clip import it. Here, and only here, its missing operators are registered, and only after its import failed with
+exactly that message: the models compared use none of them.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"})
+MISSING = "operator torchvision::nms does not exist"
+
+
+def load_torchvision() -> list[torch.library.Library]:
+    """Import torchvision, with its operators declared where they are missing; keep what is returned."""
+    try:
+        import torchvision  # noqa: PLC0415
+    except RuntimeError as error:
+        if str(error) != MISSING:
+            raise
+    else:
+        return []
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    declared = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision  # noqa: F401, PLC0415
+
+    return [declared]
+
+
+def rad_dino(folder: Path, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The Dinov2Model of transformers."""
+    from transformers import Dinov2Model  # noqa: PLC0415
+
+    net, report = Dinov2Model.from_pretrained(folder / "rad-dino", output_loading_info=True)
+    assert not report["missing_keys"], report
+    assert not report["unexpected_keys"], report
+    outputs = net.eval()(given["rad_dino_pixels"])
+    return {"tokens": outputs.last_hidden_state, "pooled": outputs.pooler_output}
+
+
+def medsam(folder: Path, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """segment-anything's Sam, built as its `build_sam` does, in the checkpoint's sizes."""
+    from segment_anything.modeling import (  # noqa: PLC0415
+        ImageEncoderViT,
+        MaskDecoder,
+        PromptEncoder,
+        Sam,
+        TwoWayTransformer,
+    )
+
+    sizes = json.loads((folder / "sizes.json").read_text())["sam"]
+    side, grid, out = sizes["grid"] * sizes["patch"], sizes["grid"], sizes["out"]
+    net = Sam(
+        image_encoder=ImageEncoderViT(
+            depth=sizes["depth"],
+            embed_dim=sizes["width"],
+            img_size=side,
+            mlp_ratio=4,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            num_heads=sizes["heads"],
+            patch_size=sizes["patch"],
+            qkv_bias=True,
+            use_rel_pos=True,
+            global_attn_indexes=sizes["global"],
+            window_size=sizes["window"],
+            out_chans=out,
+        ),
+        prompt_encoder=PromptEncoder(out, (grid, grid), (side, side), 16),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=out, mlp_dim=sizes["hidden"], num_heads=8),
+            transformer_dim=out,
+            iou_head_depth=3,
+            iou_head_hidden_dim=24,
+        ),
+    ).eval()
+    net.load_state_dict(torch.load(folder / "medsam" / "medsam_vit_b.pth", weights_only=True), strict=True)
+    dense = net.image_encoder(given["medsam_pixels"])
+    masks = []
+    for picture, box in zip(dense, given["boxes"] * side, strict=True):
+        sparse, nothing = net.prompt_encoder(points=None, boxes=box[None], masks=None)
+        mask, _ = net.mask_decoder(
+            image_embeddings=picture[None],
+            image_pe=net.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=nothing,
+            multimask_output=False,
+        )
+        masks.append(mask)
+    return {"dense": dense, "masks": torch.cat(masks)}
+
+
+def biomedclip(folder: Path, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """open_clip's CustomTextCLIP, its `hf_model_name` made local."""
+    import open_clip  # noqa: PLC0415
+
+    own = folder / "biomedclip"
+    config = json.loads((own / "open_clip_config.json").read_text())["model_cfg"]
+    config["text_cfg"] |= {"hf_model_name": str(own), "hf_tokenizer_name": str(own), "hf_model_pretrained": False}
+    net = open_clip.CustomTextCLIP(**config).eval()
+    net.load_state_dict(torch.load(own / "open_clip_pytorch_model.bin", weights_only=True), strict=True)
+    tokens = open_clip.tokenizer.HFTokenizer(str(own), context_length=config["text_cfg"]["context_length"])(
+        json.loads((folder / "texts.json").read_text())
+    )
+    return {
+        "tokens": net.visual.trunk.forward_features(given["biomedclip_pixels"]),
+        "pooled": net.encode_image(given["biomedclip_pixels"]),
+        "numbers": tokens,
+        "texts": net.encode_text(tokens),
+    }
+
+
+def mobilenets(folder: Path, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """MobileNetV4 of timm with random weights, which are left beside the outputs."""
+    import timm  # noqa: PLC0415
+
+    results = {}
+    for name in ("mobilenetv4_conv_small", "mobilenetv4_conv_medium"):
+        torch.manual_seed(4)
+        net = timm.create_model(name, pretrained=False)
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+        net.eval()
+        save_file(net.state_dict(), folder / f"{name}.safetensors")
+        features = net.forward_features(given["mobilenet_pixels"])
+        results[f"{name}.embedding"] = net.forward_head(features, pre_logits=True)
+        maps = timm.create_model(name, pretrained=False, features_only=True)
+        maps.load_state_dict(net.state_dict(), strict=False)
+        for number, each in enumerate(maps.eval()(given["mobilenet_pixels"])[1:]):
+            results[f"{name}.map{number}"] = each
+    return results
+
+
+def by_name(folder: Path, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our adapters for models by name, which need their libraries, beside those libraries themselves."""
+    import timm  # noqa: PLC0415
+    from transformers import Dinov2Model  # noqa: PLC0415
+
+    from export.artefacts import file_sha256  # noqa: PLC0415
+    from export.teachers.checkpoints import Checkpoint  # noqa: PLC0415
+    from export.teachers.contract import prepared  # noqa: PLC0415
+    from export.teachers.timm_model import TimmModel  # noqa: PLC0415
+    from export.teachers.transformers_model import TransformersModel  # noqa: PLC0415
+
+    results = {}
+    torch.manual_seed(5)
+    for name in ("vit_tiny_patch16_224", "resnet10t"):
+        net = timm.create_model(name, pretrained=False, num_classes=3).eval()
+        place = folder / f"timm-{name}"
+        place.mkdir()
+        save_file(net.state_dict(), place / "model.safetensors")
+        checkpoint = Checkpoint(name, "timm", place, {"model.safetensors": file_sha256(place / "model.safetensors")})
+        teacher = TimmModel(checkpoint, name).eval()
+        seen = teacher.see(given["images"])
+        results[f"timm.{name}.ours"] = seen.logits
+        results[f"timm.{name}.dense"] = seen.dense
+        results[f"timm.{name}.pooled"] = seen.pooled
+        results[f"timm.{name}.theirs"] = net(prepared(given["images"], teacher.preparation))
+    place = folder / "rad-dino"
+    pinned = {path.name: file_sha256(path) for path in place.iterdir()}
+    other = TransformersModel(Checkpoint("dino", "transformers", place, pinned)).eval()
+    seen = other.see(given["images"])
+    theirs = Dinov2Model.from_pretrained(place).eval()(prepared(given["images"], other.preparation))
+    results["transformers.ours"], results["transformers.theirs"] = seen.pooled, theirs.pooler_output
+    results["transformers.dense"] = seen.dense
+    return results
+
+
+PARTS: dict[str, Callable[[Path, dict[str, torch.Tensor]], dict[str, torch.Tensor]]] = {
+    "rad_dino": rad_dino,
+    "medsam": medsam,
+    "biomedclip": biomedclip,
+    "mobilenets": mobilenets,
+    "by_name": by_name,
+}
+
+
+def main() -> None:
+    """Write `<folder>/expected.safetensors` out of `<folder>/given.safetensors` and the checkpoints beside it."""
+    folder = Path(sys.argv[1])
+    kept = load_torchvision()
+    given = load_file(folder / "given.safetensors")
+    results = {}
+    with torch.no_grad():
+        for part, work in PARTS.items():
+            for name, tensor in work(folder, given).items():
+                results[f"{part}/{name}"] = tensor.contiguous().clone()
+    save_file(results, folder / "expected.partial")
+    (folder / "expected.partial").replace(folder / "expected.safetensors")
+    del kept
+
+
+if __name__ == "__main__":
+    main()

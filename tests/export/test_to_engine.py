@@ -1,0 +1,134 @@
+"""Engines are really built from the shipped pack, without a GPU; what can't be built says why."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from appliance.domain.errors import EngineFileError
+from appliance.domain.manifest import InputSpec
+from appliance.inference.engine_build import SUFFIX, BuildPlan, bindings
+from appliance.inference.engine_file import engine_metadata, header_version
+from export.artefacts import file_sha256, read_json
+from export.layout import ENGINE_RECORD, FOR_TENSORRT
+from export.phantoms import phantom
+from export.quantise import Target, measured_ranges, quantised
+from export.to_engine import (
+    TensorRtPlan,
+    build_rtx,
+    build_tensorrt,
+    parsed_network,
+    tensorrt_library,
+    tensorrt_verdict,
+    to_engine,
+)
+
+SPEC = InputSpec("image", 512, 512, 0.5, 99.5)
+
+
+@pytest.fixture(scope="module")
+def graphs(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped encoder in half precision, and in INT8 with FP32 biases, calibrated on phantoms."""
+    folder = tmp_path_factory.mktemp("graphs")
+    shipped = repository / "engines" / "chest-xray"
+    (folder / "encoder.fp16.onnx").write_bytes((shipped / "encoder.fp16.onnx").read_bytes())
+    encoder = onnx.load(shipped / "encoder.onnx")
+    ranges = measured_ranges(encoder, [phantom(SPEC, seed) for seed in range(8)], "minmax")
+    (folder / FOR_TENSORRT).write_bytes(quantised(encoder, ranges, (), Target.TENSORRT).SerializeToString())
+    return folder
+
+
+def test_engines_for_ampere_ada_and_turing_are_built_without_a_gpu(graphs: Path, tmp_path: Path) -> None:
+    """Both precisions are built for both groups of GPUs; what goes along is described, and read without a driver."""
+    to_engine(graphs, tmp_path, lambda _: None)
+    record = read_json(tmp_path / ENGINE_RECORD)
+    assert {(each["precision"], *each["compute_capabilities"]) for each in record["tensorrt-rtx"]} == {
+        ("fp16", "8.0", "8.6", "8.9"), ("fp16", "7.5"), ("int8", "8.0", "8.6", "8.9"), ("int8", "7.5"),
+    }  # fmt: skip
+    for each in record["tensorrt-rtx"]:
+        engine = tmp_path / each["file"]
+        assert engine.exists() == each["kept"]
+        if each["kept"]:
+            described = engine_metadata(engine)
+            assert described.size_bytes == engine.stat().st_size == each["size_bytes"]
+            content = engine.read_bytes()
+            assert header_version(content[:64], engine.name, len(content)) == described.runtime_version
+            assert described.source_sha256 == file_sha256(graphs / "encoder.fp16.onnx")
+
+
+def test_an_int8_engine_goes_along_only_where_it_is_smaller(graphs: Path, tmp_path: Path) -> None:
+    """An INT8 engine that is larger than the FP16 one, and whose speed nobody measured, is not shipped."""
+    to_engine(graphs, tmp_path, lambda _: None)
+    sizes = {
+        (e["precision"], len(e["compute_capabilities"])): e for e in read_json(tmp_path / ENGINE_RECORD)["tensorrt-rtx"]
+    }
+    for group in (1, 3):
+        smaller = sizes["int8", group]["size_bytes"] < sizes["fp16", group]["size_bytes"]
+        assert sizes["int8", group]["kept"] == smaller
+
+
+def test_without_the_library_the_record_says_what_is_missing(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where TensorRT for RTX is not installed, no engine is made and the reason is kept for the report."""
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
+    to_engine(graphs, tmp_path, lambda _: None)
+    record = read_json(tmp_path / ENGINE_RECORD)
+    assert record["tensorrt-rtx"] == []
+    assert "can't be loaded" in record["tensorrt-rtx-missing"]
+    assert list(tmp_path.iterdir()) == [tmp_path / ENGINE_RECORD]
+
+
+def test_an_unknown_operator_is_named_with_its_layer(graphs: Path, tmp_path: Path) -> None:
+    """A graph with an operator of nobody's is refused before the library meets it."""
+    graph = onnx.load(graphs / "encoder.fp16.onnx")
+    node = next(node for node in graph.graph.node if node.op_type == "Clip")
+    node.op_type = "Enchant"
+    with pytest.raises(EngineFileError, match=f"the operator Enchant of the layer {node.name}"):
+        build_rtx(graph.SerializeToString(), tmp_path / f"encoder{SUFFIX}", BuildPlan("fp16"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorrt_is_missing_in_so_many_words(graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where TensorRT is not installed, the sentence says which library can't be loaded and where to build instead."""
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EngineFileError, match="TensorRT can't be loaded") as missing:
+        tensorrt_library()
+    assert "appliance" in missing.value.way_forward
+    assert "TensorRT can't be loaded" in tensorrt_verdict((graphs / "encoder.fp16.onnx").read_bytes())
+
+
+@pytest.fixture
+def parser_library() -> Any:
+    """A library with TensorRT's interface: TensorRT itself where it is, else TensorRT for RTX, which shares it."""
+    try:
+        return tensorrt_library()
+    except EngineFileError:
+        return bindings()
+
+
+@pytest.mark.parametrize("source", ["encoder.fp16.onnx", FOR_TENSORRT])
+def test_the_way_to_tensorrt_reads_the_same_graphs(graphs: Path, parser_library: Any, source: str) -> None:
+    """The network is built strongly typed and the parser reads both graphs; the verdict counts the layers."""
+    content = (graphs / source).read_bytes()
+    _, network, _ = parsed_network(content, parser_library)
+    assert network.num_inputs == 1
+    assert f"reads the graph: {network.num_layers} layers" in tensorrt_verdict(content, parser_library)
+
+
+def test_what_the_parser_refuses_is_said(graphs: Path, parser_library: Any) -> None:
+    """The graph for ONNX Runtime, with its INT32 biases, is refused in the parser's words."""
+    encoder = onnx.load(graphs / "encoder.fp16.onnx")
+    encoder.graph.node[0].input[0] = "nowhere"
+    with pytest.raises(EngineFileError, match="can't read the graph"):
+        parsed_network(encoder.SerializeToString(), parser_library)
+
+
+def test_the_way_to_tensorrt_compiles_with_a_profile(graphs: Path, parser_library: Any) -> None:
+    """With a library that compiles without a GPU, the whole way gives an engine; a GPU is needed for TensorRT's own."""
+    if parser_library.__name__ == "tensorrt":
+        pytest.skip("TensorRT compiles for the GPU that it finds; the `gpu` suite covers it")
+    built = build_tensorrt((graphs / "encoder.fp16.onnx").read_bytes(), TensorRtPlan(max_batch=8), parser_library)
+    assert header_version(built[:64], "engine", len(built))
