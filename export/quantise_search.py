@@ -17,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 
 from export.artefacts import write_json
+from export.exact_input import with_exact_input
 from export.images import ImageSet
 from export.latency import Ratio, compare
 from export.layout import FOR_TENSORRT, SEARCH_RECORD
@@ -94,6 +95,7 @@ class Bench:
     def __init__(self, recipe: Recipe, data: ImageSet, graphs: Path, every: int = 1) -> None:
         self.recipe = recipe
         self.graph = onnx.load(graphs / ENCODER)
+        self.for_cpu = with_exact_input(self.graph)
         self._data, self._folder = data, graphs
         self._rows = data.select(split="tune")[::every]
         self._reference = self._said(ENCODER)
@@ -103,12 +105,17 @@ class Bench:
 
     def trial(self, ranges: Ranges, full: Sequence[str], *, timed: bool) -> Trial:
         """Quantise all layers but those in `full`, and measure."""
-        graph = quantised(self.graph, ranges, nodes_of(self.graph, full), Target.ONNXRUNTIME_CPU)
+        graph = self.quantised(ranges, full, Target.ONNXRUNTIME_CPU)
         content = graph.SerializeToString(deterministic=True)
         (self._folder / CANDIDATE).write_bytes(content)
         loss = self._loss(self._said(CANDIDATE))
         speed = self._speed(CANDIDATE) if timed else ()
         return Trial(ranges.method, tuple(full), len(content), loss, speed, loss.broken(self.recipe))
+
+    def quantised(self, ranges: Ranges, full: Sequence[str], target: Target) -> onnx.ModelProto:
+        """The encoder with all layers quantised but those in `full`; TensorRT averages and normalises by itself."""
+        graph = self.graph if target is Target.TENSORRT else self.for_cpu
+        return quantised(graph, ranges, nodes_of(graph, full), target)
 
     def _said(self, encoder: str) -> Predictions:
         return predict(Runner(self._folder, encoder, HEADS).each, self._data, self._rows)
@@ -134,8 +141,9 @@ class Bench:
 def search_precision(recipe: Recipe, data: ImageSet, graphs: Path, *, out: Path, say: Callable[[str], None]) -> None:
     """Copy the exported graphs to `out`, add both INT8 encoders, and record the search.
 
-    `encoder.int8.onnx` is for ONNX Runtime on a CPU; `encoder.int8.tensorrt.onnx` keeps the same layers in FP32 and has
-    signed activations and FP32 biases. `precision-search.json` holds every trial, the sensitivities and the choice.
+    `encoder.int8.onnx` is for ONNX Runtime on a CPU; its stem reads the picture itself. `encoder.int8.tensorrt.onnx` keeps
+    the same layers in FP32 and has signed activations and FP32 biases. `precision-search.json` holds every trial, the
+    sensitivities and the choice.
     When no setting is inside the bounds, the one that moves the scores least is written, and the gate will refuse it.
 
     Args:
@@ -154,14 +162,14 @@ def search_precision(recipe: Recipe, data: ImageSet, graphs: Path, *, out: Path,
 def _search_in(scratch: Path, recipe: Recipe, data: ImageSet, *, out: Path, say: Callable[[str], None]) -> None:
     bench = Bench(recipe, data, scratch)
     pictures = _calibration_images(data, recipe.quantise.calibration_images)
-    measured = {method: measured_ranges(bench.graph, pictures, method) for method in METHODS}
+    measured = {method: measured_ranges(bench.for_cpu, pictures, method) for method in METHODS}
     trials = [bench.trial(ranges, (), timed=True) for ranges in measured.values()]
     method = min(trials, key=lambda trial: trial.loss.shift).method
     say(f"INT8: {method} calibration moves the scores least")
     sensitivities = _sensitivities(Bench(recipe, data, scratch, SENSITIVITY_EVERY), measured[method])
     best = _search(bench, measured[method], list(sensitivities), trials, say)
     for name, target in ((QUANTISED, Target.ONNXRUNTIME_CPU), (FOR_TENSORRT, Target.TENSORRT)):
-        graph = quantised(bench.graph, measured[method], nodes_of(bench.graph, best.full_layers), target)
+        graph = bench.quantised(measured[method], best.full_layers, target)
         (out / name).write_bytes(graph.SerializeToString(deterministic=True))
     write_json(
         out / SEARCH_RECORD,
