@@ -1,9 +1,9 @@
 """Lets a quantised stem read the picture's own bytes: shrinking and normalising become part of its weights.
 
-A student averages k x k pixels, takes the centre off, divides by the scale, and convolves. All of that is linear, so that
-one convolution with every weight repeated k x k times, k^2 times as small and k times as far apart, gives the same from
-the full picture. Its input (x - 127) / 128 is what UINT8 with the scale 1 / 128 and the zero point 127 stands for: the
-stem is quantised without any error of its input, and the largest float tensors of the graph are gone.
+A student averages k x k pixels, takes the centre off, divides by the scale, and convolves. All of that is linear, so
+that one convolution with every weight repeated k x k times, k^2 times as small and k times as far apart, gives the same
+from the full picture. Its input (x - 127) / 128 is what UINT8 with the scale 1 / 128 and the zero point 127 stands for:
+the stem is quantised without any error of its input, and the largest float tensors of the graph are gone.
 """
 
 import numpy as np

@@ -141,9 +141,9 @@ class Bench:
 def search_precision(recipe: Recipe, data: ImageSet, graphs: Path, *, out: Path, say: Callable[[str], None]) -> None:
     """Copy the exported graphs to `out`, add both INT8 encoders, and record the search.
 
-    `encoder.int8.onnx` is for ONNX Runtime on a CPU; its stem reads the picture itself. `encoder.int8.tensorrt.onnx` keeps
-    the same layers in FP32 and has signed activations and FP32 biases. `precision-search.json` holds every trial, the
-    sensitivities and the choice.
+    `encoder.int8.onnx` is for ONNX Runtime on a CPU; its stem reads the picture itself. `encoder.int8.tensorrt.onnx`
+    keeps the same layers in FP32 and has signed activations and FP32 biases. `precision-search.json` holds every trial,
+    the sensitivities and the choice.
     When no setting is inside the bounds, the one that moves the scores least is written, and the gate will refuse it.
 
     Args:
