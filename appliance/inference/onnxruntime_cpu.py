@@ -7,9 +7,10 @@ from typing import Any
 
 import onnxruntime
 
-from appliance.domain.errors import InferenceError, InferenceUnavailableError, PackContentError
+from appliance.domain.errors import InferenceError, PackContentError
 from appliance.domain.manifest import TensorSpec
-from appliance.inference.tensors import MAX_BATCH, Array, Tensor, check_inputs
+from appliance.inference.described_engine import DescribedEngine, Description
+from appliance.inference.tensors import MAX_BATCH, Array, Tensor
 
 NAME = "onnxruntime-cpu"
 
@@ -141,7 +142,7 @@ def _session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph, options, providers=list(_PROVIDERS), enable_fallback=0)
 
 
-class OnnxRuntimeCpuEngine:
+class OnnxRuntimeCpuEngine(DescribedEngine):
     """One graph in two sessions: of all threads together, and of the one thread that asks.
 
     Args:
@@ -158,37 +159,14 @@ class OnnxRuntimeCpuEngine:
         title: str,
         precision: str,
     ) -> None:
-        session = together
-        self._sessions: tuple[onnxruntime.InferenceSession, ...] = (together, apart)
+        inputs, outputs = specs_of(together.get_inputs()), specs_of(together.get_outputs())
+        super().__init__(Description(NAME, title, precision, inputs, outputs))
+        self._sessions: tuple[onnxruntime.InferenceSession, onnxruntime.InferenceSession] | None = (together, apart)
         self._crowd = crowd
-        self._title = title
-        self._precision = precision
-        self._inputs = specs_of(session.get_inputs())
-        self._outputs = specs_of(session.get_outputs())
         # A burst of large batches must not keep its memory for good; a small batch would pay for it at each run.
         self._large = onnxruntime.RunOptions()
         self._large.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._small = onnxruntime.RunOptions()
-
-    @property
-    def runtime(self) -> str:
-        """The runtime's name."""
-        return NAME
-
-    @property
-    def precision(self) -> str:
-        """What the graph computes in."""
-        return self._precision
-
-    @property
-    def inputs(self) -> Sequence[TensorSpec]:
-        """The graph's inputs."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> Sequence[TensorSpec]:
-        """The graph's outputs."""
-        return self._outputs
 
     def run_on_device(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The host's memory is the device's; see `Engine.run_on_device`."""
@@ -196,21 +174,18 @@ class OnnxRuntimeCpuEngine:
 
     def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Array]:
         """Compute all outputs; see `Engine.run`."""
-        sessions = self._sessions
-        if not sessions:
-            raise InferenceUnavailableError(f"{self._title} is closed.", "Ask again when the pack is loaded.")
-        check_inputs(self._inputs, inputs, self._title)
-        names = [spec.name for spec in self._outputs]
-        session = sessions[0 if self._crowd.alone else 1]
+        together, apart = self.ready(self._sessions, inputs)
+        names = [spec.name for spec in self._is.outputs]
+        session = together if self._crowd.alone else apart
         try:
             arrays = session.run(names, dict(inputs), self._large if _is_large(inputs) else self._small)
         except FAILURES as error:
-            raise InferenceError(f"ONNX Runtime failed on {self._title}: {error}.", "See the log.") from error
+            raise InferenceError(f"ONNX Runtime failed on {self._is.title}: {error}.", "See the log.") from error
         return dict(zip(names, arrays, strict=True))
 
     def close(self) -> None:
         """Let the session go."""
-        self._sessions = ()
+        self._sessions = None
 
 
 def _is_large(inputs: Mapping[str, Tensor]) -> bool:
