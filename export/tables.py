@@ -8,7 +8,16 @@ import numpy as np
 from export.gate_rules import Subgroup
 from export.images import ImageSet
 from export.latency import Ratio
-from export.metrics import Floats, auc, bootstrap, expected_calibration_error, rate
+from export.metrics import (
+    RATES_BY_PATIENT,
+    RESAMPLES,
+    Floats,
+    auc,
+    bootstrap,
+    expected_calibration_error,
+    rate_by_patient,
+    wilson,
+)
 from export.operating import Labelled, guard_passes, labelled, rates_at
 from export.predictions import Predictions
 from export.recipe import Recipe
@@ -40,7 +49,7 @@ def triage_table(task: str, cases: Labelled, threshold: float, seed: int) -> Tab
         ],
         "rows": rows,
         "note": f"Operating point {threshold:.3f}. Expected calibration error {error:.3f} (10 bins, all). "
-        "AUC intervals by 1,000 bootstrap samples of patients, rates by Wilson.",
+        f"Intervals: AUC by {RESAMPLES:,} bootstrap samples of patients; {RATES_BY_PATIENT}.",
     }
 
 
@@ -53,7 +62,7 @@ def lung_table(said: Predictions, data: ImageSet) -> Table:
         drawn = [row for row in chosen if not np.isnan(said.dice[row])]
         if drawn:
             values = said.dice[drawn]
-            patients = [data.samples[said.indices[row]].patient for row in drawn]
+            patients = _persons(said, data, drawn)
             interval = bootstrap(lambda a, _: float(a.mean()), values, values, patients, 0)
             surface = (f"{np.nanmean(each[drawn]):.2f} %" for each in (said.surface_mean, said.surface_95))
             low = f"{np.percentile(values, 5):.3f}"
@@ -101,6 +110,10 @@ def comparison_table(said: Mapping[str, Predictions], data: ImageSet, recipe: Re
         "note": "Same validation images, ONNX Runtime on the CPU, FP16 too: an engine's own arithmetic needs a GPU, "
         "and the appliance replays the golden cases on it. The teachers' scores are not temperature-scaled.",
     }
+
+
+def _persons(said: Predictions, data: ImageSet, rows: Sequence[int]) -> list[str]:
+    return [data.samples[said.indices[row]].person for row in rows]
 
 
 def mean_dice(said: Predictions, data: ImageSet) -> float:
@@ -198,7 +211,13 @@ def latency_table(ratios: Mapping[int, Ratio], sizes: Mapping[str, int]) -> Tabl
 
 
 def guard_tables(
-    said: Predictions, data: ImageSet, wrong: tuple[Floats, Floats], kinds: Sequence[str], point: Mapping[str, Any]
+    said: Predictions,
+    data: ImageSet,
+    wrong: tuple[Floats, Floats],
+    kinds: Sequence[str],
+    point: Mapping[str, Any],
+    *,
+    seed: int,
 ) -> list[Table]:
     """How many radiographs pass, and how many wrong pictures are refused."""
     limits = float(point["threshold"]), float(point["max_distance"])
@@ -207,16 +226,20 @@ def guard_tables(
     rows = []
     for name in ("all", *sorted({data.samples[said.indices[row]].dataset for row in val})):
         chosen = [row for row in val if name in ("all", data.samples[said.indices[row]].dataset)]
-        rows.append([name, len(chosen), str(rate(int(passed[chosen].sum()), len(chosen)))])
+        share = rate_by_patient(passed[chosen], _persons(said, data, chosen), seed)
+        rows.append([name, len(chosen), str(share)])
     refused = ~guard_passes(*limits, *wrong)
     wrong_rows = []
     for kind in sorted(set(kinds)):
         chosen = [i for i, each in enumerate(kinds) if each == kind]
-        wrong_rows.append([kind, len(chosen), str(rate(int(refused[chosen].sum()), len(chosen)))])
-    note = "Laterals, radiographs of other body parts and mirrored images were not measured."
+        wrong_rows.append([kind, len(chosen), str(wilson(float(refused[chosen].mean()), len(chosen)))])
+    note = (
+        "Intervals by Wilson over the pictures, as if none depended on another: of which patient or series each was "
+        "made is not recorded. Laterals, radiographs of other body parts and mirrored images were not measured."
+    )
     return [
         {"title": "guard: radiographs that pass", "columns": ["data set", "images", "share [95 %]"], "rows": rows,
-         "note": f"Score at least {limits[0]:g} and distance at most {limits[1]:g}."},
+         "note": f"Score at least {limits[0]:g} and distance at most {limits[1]:g}. Intervals: {RATES_BY_PATIENT}."},
         {"title": "guard: wrong pictures that are refused", "columns": ["kind", "images", "share [95 %]"],
          "rows": wrong_rows, "note": f"Made of validation radiographs, or DICOM series kept from training. {note}"},
     ]  # fmt: skip
@@ -246,5 +269,5 @@ def is_enough(cases: Labelled) -> bool:
 def _triage_row(name: str, cases: Labelled, threshold: float, seed: int) -> list[Any]:
     positive, enough = int(cases.labels.sum()), is_enough(cases)
     area = str(bootstrap(auc, cases.scores, cases.labels, cases.patients, seed)) if enough else "too few"
-    sensitivity, specificity = rates_at(threshold, cases)
+    sensitivity, specificity = rates_at(threshold, cases, seed)
     return [name, len(cases.labels), len(set(cases.patients)), positive, area, str(sensitivity), str(specificity)]

@@ -270,7 +270,7 @@ def _tables(
         latency_table(measured.ratios, sizes),
         engine_table(read_json(inputs.engines / ENGINE_RECORD)),
         *audited.tables,
-        *guard_tables(best.said, data, best.wrong, measured.kinds, best.points[GUARD]),
+        *guard_tables(best.said, data, best.wrong, measured.kinds, best.points[GUARD], seed=recipe.pack.seed),
     ]
 
 
