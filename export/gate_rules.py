@@ -118,10 +118,15 @@ def shortcut_rules(figures: Shortcut, gate: GateSection) -> list[Rule]:
     ]
 
 
+def is_judged(group: Subgroup, gate: GateSection) -> bool:
+    """Whether a group is large enough that its figures say more than chance."""
+    return group.images >= gate.subgroup_images_min
+
+
 def _subgroup_rules(groups: Sequence[Subgroup], gate: GateSection) -> list[Rule]:
     rules = []
     for group in groups:
-        if group.images >= gate.subgroup_images_min and group.name != "all":
+        if is_judged(group, gate) and group.name != "all":
             rules.append(Rule(f"AUC of adults, {group.name}", group.auc, gate.subgroup_auc_min))
             share = group.auc / group.teacher_auc
             rules.append(Rule(f"share of the teachers', {group.name}", share, gate.subgroup_share_of_teacher_min))

@@ -82,7 +82,7 @@ def sensitivity_and_specificity(
 ) -> tuple[Interval, Interval]:
     """Both rates of calls on images with labels [n], with their 95 % intervals by patient."""
     ill = labels > 0
-    rows = {value: np.flatnonzero(ill == value) for value in (True, False)}
+    rows = {value: np.flatnonzero(ill == value).tolist() for value in (True, False)}
     found, cleared = (
         rate_by_patient(called[each] == value, [patients[row] for row in each], seed) for value, each in rows.items()
     )

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from export.gate_rules import Subgroup
 from export.images import ImageSet
 from export.latency import Ratio
 from export.metrics import (
@@ -21,13 +20,11 @@ from export.metrics import (
 from export.operating import Labelled, guard_passes, labelled, rates_at
 from export.predictions import Predictions
 from export.recipe import Recipe
+from export.subgroups import is_enough, subgroups
 from export.tasks import ADULT, PAEDIATRIC
 
 Table = dict[str, Any]
-AGE_BANDS = ((18.0, 40.0), (40.0, 60.0), (60.0, 200.0))
 WITHIN = {ADULT: "NIH, adults", PAEDIATRIC: "Kermany, children of 1 to 5 years"}
-SMALL = 10
-"""Fewer positives or negatives than this make no AUC worth printing."""
 
 
 def triage_table(task: str, cases: Labelled, threshold: float, seed: int) -> Table:
@@ -133,18 +130,6 @@ def _mean_surface(said: Predictions, data: ImageSet) -> float:
     return float(np.nanmean(said.surface_mean[val]))
 
 
-def subgroup_table(groups: Sequence[Subgroup]) -> Table:
-    """Student against its teachers in each group of adults."""
-    return {
-        "title": "adult-triage: student against its teachers by subgroup",
-        "columns": ["group", "images", "student AUC", "teachers' AUC", "share"],
-        "rows": [
-            [g.name, g.images, f"{g.auc:.3f}", f"{g.teacher_auc:.3f}", f"{g.auc / g.teacher_auc:.3f}"] for g in groups
-        ],
-        "note": "Groups with ten or more images of each class. All are of one data set; its scanners are not recorded.",
-    }
-
-
 def search_table(record: Mapping[str, Any]) -> Table:
     """The INT8 search, as `quantise_search.py` recorded it."""
     rows = []
@@ -243,27 +228,6 @@ def guard_tables(
         {"title": "guard: wrong pictures that are refused", "columns": ["kind", "images", "share [95 %]"],
          "rows": wrong_rows, "note": f"Made of validation radiographs, or DICOM series kept from training. {note}"},
     ]  # fmt: skip
-
-
-def subgroups(cases: Labelled) -> dict[str, list[bool]]:
-    """Which cases are in each group by sex, age band and view; cases of which it is not known are in none."""
-    groups: dict[str, list[bool]] = {}
-    for sex in sorted(set(cases.sexes) - {""}):
-        groups[f"sex {sex}"] = [each == sex for each in cases.sexes]
-    for low, high in AGE_BANDS:
-        chosen = [age is not None and low <= age < high for age in cases.ages]
-        if any(chosen):
-            groups[f"age {low:g} to {high - 1:g}" if high < AGE_BANDS[-1][1] else f"age {low:g} and over"] = chosen
-    views = sorted(set(cases.views) - {""})
-    if len(views) > 1:
-        groups |= {f"view {view}": [each == view for each in cases.views] for view in views}
-    return groups
-
-
-def is_enough(cases: Labelled) -> bool:
-    """Whether there are enough images of both classes for an AUC."""
-    positive = int(cases.labels.sum())
-    return min(positive, len(cases.labels) - positive) >= SMALL
 
 
 def _triage_row(name: str, cases: Labelled, threshold: float, seed: int) -> list[Any]:
