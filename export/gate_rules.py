@@ -53,6 +53,7 @@ class Shortcut:
         ahead: Share of bootstrap samples of patients in which the model is ahead there.
         disturbed_loss: AUC lost by the disturbance that costs most.
         lung_attribution: Influence of a piece of lung over that of an average piece of the picture.
+        control_mean, control_max: The same of untrained heads on the same encoder.
     """
 
     task: str
@@ -61,6 +62,8 @@ class Shortcut:
     ahead: float
     disturbed_loss: float
     lung_attribution: float
+    control_mean: float
+    control_max: float
 
 
 def quantised_rules(figures: Quantised, gate: GateSection) -> list[Rule]:
@@ -115,6 +118,12 @@ def shortcut_rules(figures: Shortcut, gate: GateSection) -> list[Rule]:
             at_most=True,
         ),
         Rule(f"influence of lung over the average, {task}", figures.lung_attribution, gate.lung_attribution_min),
+        Rule(
+            f"influence of lung beyond the mean of untrained heads, {task}",
+            figures.lung_attribution - figures.control_mean,
+            0.0,
+            beyond=True,
+        ),
     ]
 
 
