@@ -230,6 +230,16 @@ def guard_tables(
     ]  # fmt: skip
 
 
+def source_table(sources: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What the files held that everything was made of, as `images.source_digests` found them."""
+    return {
+        "title": "Data that was read",
+        "columns": ["data set", "images", "masks", "SHA-256"],
+        "rows": [[name, each["images"], each["masks"], each["sha256"]] for name, each in sources.items()],
+        "note": "Files that the labels name. The digest is over the SHA-256 of every file, by name, as JSON.",
+    }
+
+
 def _triage_row(name: str, cases: Labelled, threshold: float, seed: int) -> list[Any]:
     positive, enough = int(cases.labels.sum()), is_enough(cases)
     area = str(bootstrap(auc, cases.scores, cases.labels, cases.patients, seed)) if enough else "too few"

@@ -1,7 +1,7 @@
 """Step `verify`: teachers, student and each lower precision on the same held-out patients, against the gate."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -43,6 +43,7 @@ from export.tables import (
     mean_dice,
     mean_dice_p5,
     search_table,
+    source_table,
     triage_table,
 )
 from export.tasks import ADULT, GUARD, LUNGS, PAEDIATRIC, task_texts
@@ -56,7 +57,10 @@ WORST_CASES = 8
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Artefacts that the step reads; `radiographs` is the folder with the original files."""
+    """Artefacts that the step reads.
+
+    `radiographs` is the folder with the original files, `sources` what they held, by data set.
+    """
 
     radiographs: Path
     data: Path
@@ -64,6 +68,7 @@ class Inputs:
     teachers: Sequence[Member]
     graphs: Path
     engines: Path
+    sources: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -273,6 +278,7 @@ def _tables(
         engine_table(read_json(inputs.engines / ENGINE_RECORD)),
         *audited.tables,
         *guard_tables(best.said, data, best.wrong, measured.kinds, best.points[GUARD], seed=recipe.pack.seed),
+        source_table(inputs.sources),
     ]
 
 
