@@ -17,6 +17,7 @@ from appliance.packs.open import open_pack
 from appliance.packs.signing import PRIVATE_KEY, generate_keys
 from export.artefacts import digest_of_values, file_sha256, run_step
 from export.bench import as_text, bench
+from export.bench_features import Question, bench_features
 from export.bench_training import Comparison, compare_training, last_result
 from export.calibrate import calibrate
 from export.data import samples_from_csv
@@ -250,10 +251,18 @@ def run(
 def bench_command(
     pack_folder: Annotated[Path, typer.Option("--pack", help="The pack to measure.")] = Path("engines/chest-xray"),
     out: Annotated[Path, typer.Option(help="Folder of artefacts, for what was trained.")] = Path("build"),
+    *,
     distillation_steps: Annotated[
         int, typer.Option(help="Also train with and without teachers, so many steps each: six trainings.")
     ] = 0,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002 - typer's way
+    features: Annotated[
+        int, typer.Option(help="Also cache teachers' features of so many phantoms, killed once and resumed.")
+    ] = 0,
+    recipe_file: Annotated[
+        Path | None, typer.Option("--recipe", help="Recipe that names those teachers; the pack's when absent.")
+    ] = None,
+    checkpoints: Annotated[Path | None, typer.Option(help="Folder of their files.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure the pack's figures in one run: speeds as ratios, accuracies out of its gate report."""
     console = Console(stderr=True)
@@ -267,6 +276,8 @@ def bench_command(
             plan = Comparison(distillation_steps)
             compare_training(recipe, steps / "data", teachers, plan=plan, out=trainings, say=say)
         result["distillation"] = last_result(trainings, recipe)
+        question = Question(recipe_file or pack_folder / "recipe.toml", checkpoints, features)
+        result["features"] = bench_features(question, out, say) if features else None
     except (InsiteError, OSError) as error:
         console.print(f"insite-export: {error}", highlight=False, markup=False)
         raise typer.Exit(INPUT_ERROR) from error

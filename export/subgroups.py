@@ -52,14 +52,16 @@ def subgroup_table(groups: Sequence[Subgroup], cases: Labelled, gate: GateSectio
             if group is None
             else (f"{group.auc:.3f}", f"{group.teacher_auc:.3f}", f"{group.auc / group.teacher_auc:.3f}")
         )
-        rows.append([name, sum(chosen), *areas, _size(group, cases.select(chosen), gate)])
+        enough = "yes" if name == "all" else _enough(group, cases.select(chosen), gate)
+        rows.append([name, sum(chosen), *areas, enough])
     return {
         "title": "adult-triage: student against its teachers by subgroup",
         "columns": ["group", "images", "student AUC", "teachers' AUC", "share", "enough for the gate"],
         "rows": rows,
-        "note": f"An AUC is given from {SMALL} images of each class on; the gate judges a group that has one from "
-        f"{gate.subgroup_images_min} images on, and the gap between the sexes whatever their number. No group of "
-        "children is judged. All are of one data set; its scanners are not recorded.",
+        "note": f"An AUC is given from {SMALL} images of each class on. The gate judges a group that has one from "
+        f"{gate.subgroup_images_min} images on, all adults by rules of their own, and the gap between the sexes "
+        "whatever their number. No group of children is judged. All are of one data set; its scanners are not "
+        "recorded.",
     }
 
 
@@ -95,7 +97,7 @@ def limits(groups: dict[str, Any], unknown: dict[str, Any]) -> list[str]:
     return sentences
 
 
-def _size(group: Subgroup | None, cases: Labelled, gate: GateSection) -> str:
+def _enough(group: Subgroup | None, cases: Labelled, gate: GateSection) -> str:
     count = len(cases.labels)
     if count < gate.subgroup_images_min:
         return f"{NOT_JUDGED}: {count}"
