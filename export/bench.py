@@ -23,7 +23,7 @@ from export.recipe import Recipe
 from export.runner import Grey, Runner
 from export.student import ARCHITECTURES, MultiTaskNet
 from export.to_engine import GPUS, SOURCES, build_rtx
-from export.to_onnx import ENCODER_OUTPUTS, export_module
+from export.to_onnx import export_features
 
 BATCHES = (1, 8)
 TEACHERS = ("teacher", "second_teacher")
@@ -112,9 +112,8 @@ def _encoder_of(architecture: str, spec: InputSpec) -> Runner:
     """An encoder of the teacher's shape; its weights are random, which does not change its speed."""
     torch.manual_seed(0)
     net = MultiTaskNet(ARCHITECTURES[architecture]).eval()
-    image = torch.zeros((2, 1, spec.rows, spec.columns), dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as scratch:
-        export_module(net.encoder, (image,), (spec.name,), ENCODER_OUTPUTS, Path(scratch) / FP32)
+        export_features(net.encoder.fused(), spec, Path(scratch) / FP32)
         return Runner(Path(scratch), FP32, (), threads=1)
 
 

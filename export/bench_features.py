@@ -27,7 +27,7 @@ from export.images import ImageSet
 from export.phantoms import phantom
 from export.progress import Silent
 from export.recipe import Recipe, recipe_from_toml
-from export.student import architecture_named, encoder_of
+from export.student import architecture_named
 from export.teachers.contract import Seen, Teacher
 from export.teachers.shelf import teacher_from_recipe
 
@@ -191,7 +191,7 @@ class _Untrained(Teacher):
     def __init__(self, architecture: str) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.encoder = encoder_of(architecture_named(architecture)).eval()
+        self.encoder = architecture_named(architecture).encoder().eval()
 
     def see(self, images: Tensor) -> Seen:
         """The coarsest map and the embedding."""
