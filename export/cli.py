@@ -50,7 +50,7 @@ STEP_VERSIONS = {
     "distil": 2,
     "calibrate": 2,
     "to_onnx": 2,
-    "quantise": 2,
+    "quantise": 3,
     "to_engine": 1,
     "golden": 2,
     "verify": 2,
