@@ -51,7 +51,7 @@ STEP_VERSIONS = {
     "calibrate": 2,
     "to_onnx": 2,
     "quantise": 3,
-    "to_engine": 1,
+    "to_engine": 2,
     "golden": 2,
     "verify": 2,
 }

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from export.artefacts import write_json
 from export.feature_cache import write_whole
+from export.fp8 import fp8_from_int8
 from export.images import ImageSet
 from export.latency import Ratio, compare
-from export.layout import AWARE, FOR_TENSORRT, SEARCH_RECORD
+from export.layout import AWARE, FOR_TENSORRT, FP8_FOR_TENSORRT, SEARCH_RECORD
 from export.metrics import auc
 from export.operating import labelled
 from export.predictions import Predictions, predict
@@ -144,13 +145,14 @@ class Bench:
 
 
 def search_precision(recipe: Recipe, data: ImageSet, graphs: Path, *, out: Path, say: Callable[[str], None]) -> None:
-    """Copy the exported graphs to `out`, add both INT8 encoders, and record the search.
+    """Copy the exported graphs to `out`, add the INT8 and FP8 encoders, and record the search.
 
     `encoder.int8.onnx` is for ONNX Runtime on a CPU; `encoder.int8.tensorrt.onnx` keeps the same layers in FP32 and has
-    signed activations and FP32 biases. `precision-search.json` holds every trial, the sensitivities and the choice.
-    When no setting is inside the bounds, the encoder is fine-tuned for INT8 (`encoder.aware.onnx`) for as many steps as
-    the recipe says, and searched again; the FP32 and FP16 encoders and the heads stay what they are. When there is
-    still none, the one that moves the scores least is written, and the gate will refuse it.
+    signed activations and FP32 biases; `encoder.fp8.tensorrt.onnx` is, of the student's own weights, that one in FP8.
+    `precision-search.json` holds every trial, the sensitivities and the choice. When no setting is inside the bounds,
+    the encoder is fine-tuned for INT8 (`encoder.aware.onnx`) for as many steps as the recipe says, and searched again;
+    the FP32 and FP16 encoders and the heads stay what they are. When there is still none, the one that moves the scores
+    least is written, and the gate will refuse it.
 
     Args:
         recipe: Its `quantise` section bounds the loss.
@@ -175,6 +177,10 @@ class _Found:
     best: Trial
     sensitivities: dict[str, float]
 
+    def chosen(self, target: Target) -> onnx.ModelProto:
+        """The best setting's graph."""
+        return quantised(self.graph, self.ranges, nodes_of(self.graph, self.best.full_layers), target)
+
 
 def _search_in(scratch: Path, recipe: Recipe, data: ImageSet, *, out: Path, say: Callable[[str], None]) -> None:
     kept = found = _found(scratch, recipe, data, say)
@@ -186,8 +192,9 @@ def _search_in(scratch: Path, recipe: Recipe, data: ImageSet, *, out: Path, say:
         trials += again.trials
         if not again.best.broken or again.best.loss.shift < found.best.loss.shift:
             kept = again
-    for name, target in ((QUANTISED, Target.ONNXRUNTIME_CPU), (FOR_TENSORRT, Target.TENSORRT)):
-        graph = quantised(kept.graph, kept.ranges, nodes_of(kept.graph, kept.best.full_layers), target)
+    graphs = {QUANTISED: kept.chosen(Target.ONNXRUNTIME_CPU), FOR_TENSORRT: kept.chosen(Target.TENSORRT)}
+    graphs[FP8_FOR_TENSORRT] = fp8_from_int8(found.chosen(Target.TENSORRT), found.graph)
+    for name, graph in graphs.items():
         (out / name).write_bytes(graph.SerializeToString(deterministic=True))
     write_json(
         out / SEARCH_RECORD,

@@ -150,7 +150,8 @@ def search_table(record: Mapping[str, Any]) -> Table:
                 f"outside: {trial['broken']}" if trial["broken"] else words,
             ]
         )
-    layers = ", ".join(f"`{name}` {shift:.3f}" for name, shift in list(record["sensitivities"].items())[:8])
+    worst = sorted(record["sensitivities"].items(), key=lambda item: -item[1])[:8]
+    layers = ", ".join(f"`{name}` {shift:.3f}" for name, shift in worst)
     aware = (
         f" No setting of the student's own weights was inside the bounds: the INT8 encoder was fine-tuned for "
         f"{record['aware_steps']} steps with its rounding switched on, FP32 and FP16 were not."
@@ -175,11 +176,12 @@ def engine_table(record: Mapping[str, Any]) -> Table:
             ", ".join(each["compute_capabilities"]),
             f"{each['size_bytes'] / 1e6:.1f} MB",
             f"{each['build_seconds']:.1f} s",
-            "beside the pack" if each["kept"] else "left out: not smaller than FP16",
+            "beside the pack" if each["kept"] else f"left out: {each['left_out']}",
         ]
         for each in record["tensorrt-rtx"]
     ]
     missing = record.get("tensorrt-rtx-missing", "Built without a GPU, so neither run nor timed here.")
+    missing += f" FP8: {record['fp8-missing']}" if "fp8-missing" in record else ""
     return {
         "title": "Engines of TensorRT for RTX",
         "columns": ["file", "compute capabilities", "size", "build time", "verdict"],

@@ -13,10 +13,11 @@ import torch
 from appliance.domain.errors import InputError
 from appliance.domain.manifest import InputSpec
 from export.artefacts import read_json
+from export.fp8 import is_fp8
 from export.graph_in_torch import computed, constants
 from export.guard import GUARD_STRIDES, GuardHead
 from export.images import image_set, prepare
-from export.layout import AWARE, FOR_TENSORRT, SEARCH_RECORD
+from export.layout import AWARE, FOR_TENSORRT, FP8_FOR_TENSORRT, SEARCH_RECORD
 from export.phantoms import phantom
 from export.qat import Lesson, fake_quantisation, fine_tuned
 from export.quantise import Target, measured_ranges, quantised
@@ -182,8 +183,11 @@ def test_outside_the_bounds_the_encoder_is_fine_tuned_and_brought_inside(
     assert table["rows"][record["chosen"]][0].endswith(", fine-tuned")
     assert table["rows"][record["chosen"]][-1] == "kept"
     assert "fine-tuned for 20 steps" in table["note"]
+    worst = max(record["sensitivities"].items(), key=lambda item: item[1])[0]
+    assert f"moves the scores most: `{worst}`" in table["note"]
     for name in (ENCODER, "encoder.fp16.onnx", "tasks/guard/head.onnx", "tasks/lungs/head.onnx"):
         assert (tmp_path / "once" / name).read_bytes() == (graphs / name).read_bytes()
+    assert is_fp8(onnx.load(tmp_path / "once" / FP8_FOR_TENSORRT))
     search(tmp_path / "plain", 1.0, 0)
     for name in (QUANTISED, FOR_TENSORRT):
         assert (tmp_path / "once" / name).read_bytes() != (tmp_path / "plain" / name).read_bytes()
