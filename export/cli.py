@@ -53,8 +53,8 @@ STEP_VERSIONS = {
     "distil": 2,
     "calibrate": 2,
     "to_onnx": 2,
-    "quantise": 2,
-    "to_engine": 1,
+    "quantise": 3,
+    "to_engine": 2,
     "golden": 2,
     "verify": 3,
 }

@@ -3,7 +3,8 @@
 Everything is chosen on the `tune` patients. First the way of calibrating that moves the scores least is found; then
 each layer is quantised alone, to see how far it moves them; then the layers that move them most go back to FP32 until
 the graph is inside the bounds. Of the graphs inside, the fastest is kept: the search ends when one more layer in FP32
-makes no faster graph.
+makes no faster graph. Where no graph is inside, and the recipe allows it, the encoder is fine-tuned for INT8 and
+searched once more.
 """
 
 import shutil
@@ -18,12 +19,15 @@ from numpy.typing import NDArray
 
 from export.artefacts import write_json
 from export.exact_input import with_exact_input
+from export.feature_cache import write_whole
+from export.fp8 import fp8_from_int8
 from export.images import ImageSet
 from export.latency import Ratio, compare
-from export.layout import FOR_TENSORRT, SEARCH_RECORD
+from export.layout import AWARE, FOR_TENSORRT, FP8_FOR_TENSORRT, SEARCH_RECORD
 from export.metrics import auc
 from export.operating import labelled
 from export.predictions import Predictions, predict
+from export.qat import Lesson, fine_tuned
 from export.quantise import METHODS, Ranges, Target, layers, measured_ranges, nodes_of, quantised
 from export.recipe import Recipe
 from export.runner import Runner
@@ -67,7 +71,10 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One setting and what came out; `speed` holds FP32's time over its own for each of `BATCHES`."""
+    """One setting and what came out; `speed` holds FP32's time over its own for each of `BATCHES`.
+
+    `aware` says that the encoder had been fine-tuned for INT8.
+    """
 
     method: str
     full_layers: tuple[str, ...]
@@ -75,6 +82,7 @@ class Trial:
     loss: Loss
     speed: tuple[Ratio, ...]
     broken: str
+    aware: bool = False
 
     @property
     def slowest(self) -> float:
@@ -90,11 +98,16 @@ class Bench:
         data: The prepared images.
         graphs: Folder laid out as a pack, with the FP32 encoder and the heads; candidates are written into it.
         every: Measure on each `every`-th of the tuning images.
+        aware: The encoder that is quantised, where it is not the FP32 one that it is measured against.
     """
 
-    def __init__(self, recipe: Recipe, data: ImageSet, graphs: Path, every: int = 1) -> None:
+    def __init__(
+        self, recipe: Recipe, data: ImageSet, graphs: Path, every: int = 1, *, aware: onnx.ModelProto | None = None
+    ) -> None:
         self.recipe = recipe
-        self.graph = onnx.load(graphs / ENCODER)
+        self.graph = aware or onnx.load(graphs / ENCODER)
+        self._aware = aware is not None
+        self.title = "fine-tuned INT8" if self._aware else "INT8"
         self.for_cpu = with_exact_input(self.graph)
         self._data, self._folder = data, graphs
         self._rows = data.select(split="tune")[::every]
@@ -110,7 +123,7 @@ class Bench:
         (self._folder / CANDIDATE).write_bytes(content)
         loss = self._loss(self._said(CANDIDATE))
         speed = self._speed(CANDIDATE) if timed else ()
-        return Trial(ranges.method, tuple(full), len(content), loss, speed, loss.broken(self.recipe))
+        return Trial(ranges.method, tuple(full), len(content), loss, speed, loss.broken(self.recipe), self._aware)
 
     def quantised(self, ranges: Ranges, full: Sequence[str], target: Target) -> onnx.ModelProto:
         """The encoder with all layers quantised but those in `full`; TensorRT averages and normalises by itself."""
@@ -139,12 +152,14 @@ class Bench:
 
 
 def search_precision(recipe: Recipe, data: ImageSet, graphs: Path, *, out: Path, say: Callable[[str], None]) -> None:
-    """Copy the exported graphs to `out`, add both INT8 encoders, and record the search.
+    """Copy the exported graphs to `out`, add the INT8 and FP8 encoders, and record the search.
 
-    `encoder.int8.onnx` is for ONNX Runtime on a CPU; its stem reads the picture itself. `encoder.int8.tensorrt.onnx`
-    keeps the same layers in FP32 and has signed activations and FP32 biases. `precision-search.json` holds every trial,
-    the sensitivities and the choice.
-    When no setting is inside the bounds, the one that moves the scores least is written, and the gate will refuse it.
+    `encoder.int8.onnx` is for ONNX Runtime on a CPU, its stem reads the picture itself; `encoder.int8.tensorrt.onnx`
+    keeps the same layers in FP32 and has signed activations and FP32 biases; `encoder.fp8.tensorrt.onnx` is, of the
+    student's own weights, that one in FP8. `precision-search.json` holds every trial, the sensitivities and the choice.
+    When no setting is inside the bounds, the encoder is fine-tuned for INT8 (`encoder.aware.onnx`) for as many steps as
+    the recipe says, and searched again; the FP32 and FP16 encoders and the heads stay what they are. When there is
+    still none, the one that moves the scores least is written, and the gate will refuse it.
 
     Args:
         recipe: Its `quantise` section bounds the loss.
@@ -159,27 +174,79 @@ def search_precision(recipe: Recipe, data: ImageSet, graphs: Path, *, out: Path,
         _search_in(Path(scratch), recipe, data, out=out, say=say)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Found:
+    """What the search over one encoder came to."""
+
+    bench: Bench
+    ranges: Ranges
+    trials: Sequence[Trial]
+    best: Trial
+    sensitivities: dict[str, float]
+
+    def chosen(self, target: Target) -> onnx.ModelProto:
+        """The best setting's graph."""
+        return self.bench.quantised(self.ranges, self.best.full_layers, target)
+
+
 def _search_in(scratch: Path, recipe: Recipe, data: ImageSet, *, out: Path, say: Callable[[str], None]) -> None:
-    bench = Bench(recipe, data, scratch)
-    pictures = _calibration_images(data, recipe.quantise.calibration_images)
-    measured = {method: measured_ranges(bench.for_cpu, pictures, method) for method in METHODS}
-    trials = [bench.trial(ranges, (), timed=True) for ranges in measured.values()]
-    method = min(trials, key=lambda trial: trial.loss.shift).method
-    say(f"INT8: {method} calibration moves the scores least")
-    sensitivities = _sensitivities(Bench(recipe, data, scratch, SENSITIVITY_EVERY), measured[method])
-    best = _search(bench, measured[method], list(sensitivities), trials, say)
-    for name, target in ((QUANTISED, Target.ONNXRUNTIME_CPU), (FOR_TENSORRT, Target.TENSORRT)):
-        graph = bench.quantised(measured[method], best.full_layers, target)
+    kept = found = _found(scratch, recipe, data, say)
+    trials = list(found.trials)
+    steps = recipe.quantise.aware_steps if found.best.broken else 0
+    if steps:
+        say(f"INT8: no setting is inside the bounds ({found.best.broken}); fine-tuning the encoder for {steps} steps")
+        again = _found(scratch, recipe, data, say, aware=_aware_graph(found, scratch, recipe, data, out=out, say=say))
+        trials += again.trials
+        if not again.best.broken or again.best.loss.shift < found.best.loss.shift:
+            kept = again
+    graphs = {QUANTISED: kept.chosen(Target.ONNXRUNTIME_CPU), FOR_TENSORRT: kept.chosen(Target.TENSORRT)}
+    graphs[FP8_FOR_TENSORRT] = fp8_from_int8(found.chosen(Target.TENSORRT), found.bench.graph)
+    for name, graph in graphs.items():
         (out / name).write_bytes(graph.SerializeToString(deterministic=True))
     write_json(
         out / SEARCH_RECORD,
         {
             "images": len(data.select(split="tune")),
             "trials": [asdict(trial) for trial in trials],
-            "chosen": trials.index(best),
-            "sensitivities": sensitivities,
+            "chosen": trials.index(kept.best),
+            "sensitivities": kept.sensitivities,
+            "aware_steps": steps,
         },
     )
+
+
+def _found(
+    scratch: Path,
+    recipe: Recipe,
+    data: ImageSet,
+    say: Callable[[str], None],
+    *,
+    aware: onnx.ModelProto | None = None,
+) -> _Found:
+    bench = Bench(recipe, data, scratch, aware=aware)
+    pictures = _calibration_images(data, recipe.quantise.calibration_images)
+    measured = {method: measured_ranges(bench.for_cpu, pictures, method) for method in METHODS}
+    trials = [bench.trial(ranges, (), timed=True) for ranges in measured.values()]
+    method = min(trials, key=lambda trial: trial.loss.shift).method
+    say(f"{bench.title}: {method} calibration moves the scores least")
+    sensitivities = _sensitivities(Bench(recipe, data, scratch, SENSITIVITY_EVERY, aware=aware), measured[method])
+    best = _search(bench, measured[method], list(sensitivities), trials, say)
+    return _Found(bench, measured[best.method], trials, best, sensitivities)
+
+
+def _aware_graph(
+    found: _Found, scratch: Path, recipe: Recipe, data: ImageSet, *, out: Path, say: Callable[[str], None]
+) -> onnx.ModelProto:
+    """The encoder fine-tuned with every layer rounded; what an interrupted run had finished is taken up."""
+    path = out / AWARE
+    if not path.is_file():
+        rounded = found.bench.quantised(found.ranges, (), Target.ONNXRUNTIME_CPU)
+        heads = [onnx.load(scratch / "tasks" / task / "head.onnx") for task in (ADULT, PAEDIATRIC)]
+        steps, seed = recipe.quantise.aware_steps, recipe.pack.seed
+        lesson = Lesson(data.images, data.select(split="train"), heads, steps, seed)
+        graph = fine_tuned(found.bench.graph, rounded, lesson, say)
+        write_whole(path, graph.SerializeToString(deterministic=True))
+    return onnx.load(path)
 
 
 def _search(
@@ -191,7 +258,8 @@ def _search(
             break
         trial = bench.trial(ranges, ranked[:count], timed=True)
         trials.append(trial)
-        say(f"INT8 but for {count} layers: {trial.slowest:.2f} times as fast, {trial.broken or 'inside the bounds'}")
+        verdict = trial.broken or "inside the bounds"
+        say(f"{bench.title} but for {count} layers: {trial.slowest:.2f} times as fast, {verdict}")
         if not trial.broken:
             inside.append(trial)
             if fastest(inside) is not trial:

@@ -98,13 +98,15 @@ class QuantiseSection:
     """How the encoder becomes INT8: how many training images calibrate it, and what the search may lose.
 
     Bounds hold on the `tune` patients against FP32: AUC of either triage task, mean Dice, and the mean absolute change
-    of a score, which shows a loss long before an AUC over a few dozen patients does.
+    of a score, which shows a loss long before an AUC over a few dozen patients does. Where no setting is inside, the
+    encoder is fine-tuned for `aware_steps` with its rounding switched on, and searched again; 0 leaves that out.
     """
 
     calibration_images: int
     auc_loss_max: float
     dice_loss_max: float
     score_shift_max: float
+    aware_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,12 +265,17 @@ def recipe_and_bytes(path: Path) -> tuple[Recipe, bytes]:
         agglomeration=_agglomeration(document.get("agglomeration")),
     )
     check_foundation(recipe)
+    if recipe.quantise.aware_steps < 0:
+        given = recipe.quantise.aware_steps
+        raise SettingsError(f"quantise.aware_steps of the recipe is {given}.", "At least 0, which leaves it out.")
     return recipe, content
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values, for digests and for the card; what it leaves out is left out."""
     values = dataclasses.asdict(recipe)
+    if not recipe.quantise.aware_steps:
+        del values["quantise"]["aware_steps"]
     return {name: value for name, value in values.items() if name not in _OPTIONAL or value}
 
 

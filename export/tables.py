@@ -138,7 +138,7 @@ def search_table(record: Mapping[str, Any]) -> Table:
         words = "kept" if number == record["chosen"] else "inside"
         rows.append(
             [
-                f"{trial['method']}, {len(full) or 'no'} layers in FP32",
+                f"{trial['method']}, {len(full) or 'no'} layers in FP32{', fine-tuned' if trial['aware'] else ''}",
                 f"{trial['size_bytes'] / 1e6:.1f} MB",
                 *(f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" for ratio in trial["speed"]),
                 f"{loss['adult_auc']:.4f}",
@@ -148,14 +148,21 @@ def search_table(record: Mapping[str, Any]) -> Table:
                 f"outside: {trial['broken']}" if trial["broken"] else words,
             ]
         )
-    layers = ", ".join(f"`{name}` {shift:.3f}" for name, shift in list(record["sensitivities"].items())[:8])
+    worst = sorted(record["sensitivities"].items(), key=lambda item: -item[1])[:8]
+    layers = ", ".join(f"`{name}` {shift:.3f}" for name, shift in worst)
+    aware = (
+        f" No setting of the student's own weights was inside the bounds: the INT8 encoder was fine-tuned for "
+        f"{record['aware_steps']} steps with its rounding switched on, FP32 and FP16 were not."
+        if record["aware_steps"]
+        else ""
+    )
     return {
         "title": "INT8 search on the tuning patients",
         "columns": ["setting", "size", "speed, batch 1", "speed, batch 8", "lost adult AUC", "lost paediatric AUC",
                     "lost Dice", "score shift", "verdict"],
         "rows": rows,
         "note": f"{record['images']} images. Speed is FP32's time over the setting's, one thread, interleaved, median "
-        f"[quartiles]. The layers whose quantisation alone moves the scores most: {layers}.",
+        f"[quartiles]. The layers whose quantisation alone moves the scores most: {layers}.{aware}",
     }  # fmt: skip
 
 
@@ -167,11 +174,12 @@ def engine_table(record: Mapping[str, Any]) -> Table:
             ", ".join(each["compute_capabilities"]),
             f"{each['size_bytes'] / 1e6:.1f} MB",
             f"{each['build_seconds']:.1f} s",
-            "beside the pack" if each["kept"] else "left out: not smaller than FP16",
+            "beside the pack" if each["kept"] else f"left out: {each['left_out']}",
         ]
         for each in record["tensorrt-rtx"]
     ]
     missing = record.get("tensorrt-rtx-missing", "Built without a GPU, so neither run nor timed here.")
+    missing += f" FP8: {record['fp8-missing']}" if "fp8-missing" in record else ""
     return {
         "title": "Engines of TensorRT for RTX",
         "columns": ["file", "compute capabilities", "size", "build time", "verdict"],

@@ -2,7 +2,8 @@
 
 Half precision comes from a graph that was exported in half precision, INT8 from Q/DQ nodes with FP32 biases. For a
 small net INT8 may come out larger than FP16; its speed can't be measured without a GPU, so an INT8 engine goes along
-only where it is also the smaller file. TensorRT itself compiles for the GPU that it finds: where there is none, the
+only where it is also the smaller file. FP8 is built to know that it can be: no gate measures it without a GPU, so its
+engine never goes along. TensorRT itself compiles for the GPU that it finds: where there is none, the
 appliance builds from the same signed ONNX, and here the graph is parsed at most, to know that it will.
 """
 
@@ -18,13 +19,16 @@ from appliance.domain.engine_file import EngineMetadata
 from appliance.domain.errors import EngineFileError
 from appliance.inference.engine_build import SUFFIX, BuildPlan, bindings, build_engine
 from export.artefacts import write_json
-from export.layout import ENGINE_RECORD, FOR_TENSORRT
+from export.fp8 import CAPABILITIES as FP8_GPUS
+from export.fp8 import is_fp8, refuse_capabilities_without_fp8
+from export.layout import ENGINE_RECORD, FOR_TENSORRT, FP8_FOR_TENSORRT
 from export.operators import refuse_unknown_operators
 
 SOURCES = {"fp16": "encoder.fp16.onnx", "int8": FOR_TENSORRT}
 """What each precision's engine is built from."""
 GPUS = {"": ("8.0", "8.6", "8.9"), ".sm75": ("7.5",)}
 """Part of an engine's name to the compute capabilities in it: Ampere and Ada in one file, Turing in another."""
+FP8_ENGINE = f"encoder.fp8{SUFFIX}"
 _LONGEST_LOG = 3
 
 
@@ -66,35 +70,55 @@ def to_engine(graphs: Path, out: Path, say: Callable[[str], None]) -> None:
             sizes[precision, part] = built
             say(f"{name}: {built.size_bytes / 1e6:.1f} MB in {built.build_seconds:.1f} s")
     for part in GPUS:
-        kept = sizes["int8", part].size_bytes < sizes["fp16", part].size_bytes
-        if not kept:
-            for file in out.glob(f"encoder.int8{part}{SUFFIX}*"):
-                file.unlink()
-        for precision in SOURCES:
-            built = sizes[precision, part]
-            record["tensorrt-rtx"].append(
-                {
-                    "file": f"encoder.{precision}{part}{SUFFIX}",
-                    "precision": precision,
-                    "compute_capabilities": list(built.compute_capabilities),
-                    "runtime_version": built.runtime_version,
-                    "size_bytes": built.size_bytes,
-                    "build_seconds": built.build_seconds,
-                    "kept": kept or precision == "fp16",
-                }
-            )
+        smaller = sizes["int8", part].size_bytes < sizes["fp16", part].size_bytes
+        left_out = {"fp16": "", "int8": "" if smaller else "not smaller than FP16"}
+        if not smaller:
+            _remove(out / f"encoder.int8{part}{SUFFIX}")
+        record["tensorrt-rtx"] += [
+            _row(f"encoder.{precision}{part}{SUFFIX}", sizes[precision, part], left_out[precision])
+            for precision in SOURCES
+        ]
+    try:
+        built = build_rtx((graphs / FP8_FOR_TENSORRT).read_bytes(), out / FP8_ENGINE, BuildPlan("fp8", FP8_GPUS))
+        record["tensorrt-rtx"].append(_row(FP8_ENGINE, built, "no gate measures it"))
+        _remove(out / FP8_ENGINE)
+    except EngineFileError as error:
+        record["fp8-missing"] = str(error)
+        say(str(error))
     write_json(out / ENGINE_RECORD, record)
+
+
+def _row(file: str, built: EngineMetadata, left_out: str) -> dict[str, Any]:
+    return {
+        "file": file,
+        "precision": built.precision,
+        "compute_capabilities": list(built.compute_capabilities),
+        "runtime_version": built.runtime_version,
+        "size_bytes": built.size_bytes,
+        "build_seconds": built.build_seconds,
+        "kept": not left_out,
+        "left_out": left_out,
+    }
+
+
+def _remove(engine: Path) -> None:
+    for file in engine.parent.glob(f"{engine.name}*"):
+        file.unlink()
 
 
 def build_rtx(graph: bytes, engine: Path, plan: BuildPlan) -> EngineMetadata:
     """Build one engine of TensorRT for RTX.
 
     Raises:
-        EngineFileError: The library is missing, does not know an operator (named with its layer), or fails.
+        EngineFileError: The library is missing, does not know an operator (named with its layer), or fails; or the
+            graph is in FP8 and the plan names GPUs without it.
     """
     library = bindings()
     parser = _parser(library)[1]
-    refuse_unknown_operators(onnx.load_from_string(graph), "TensorRT for RTX", parser.supports_operator)
+    model = onnx.load_from_string(graph)
+    refuse_unknown_operators(model, "TensorRT for RTX", parser.supports_operator)
+    if is_fp8(model):
+        refuse_capabilities_without_fp8(plan.compute_capabilities)
     return build_engine(graph, engine, plan)
 
 
@@ -127,10 +151,14 @@ def parsed_network(graph: bytes, library: Any) -> tuple[Any, Any, Any]:
     """(builder, network, parser) of a graph, strongly typed; the parser owns what the network's weights point to.
 
     Raises:
-        EngineFileError: An operator that the library does not know, named with its layer; or what its parser says.
+        EngineFileError: An operator that the library does not know, named with its layer; FP8, where it has no such
+            type; or what its parser says.
     """
     builder, parser, network = _parser(library)
-    refuse_unknown_operators(onnx.load_from_string(graph), "TensorRT", parser.supports_operator)
+    model = onnx.load_from_string(graph)
+    refuse_unknown_operators(model, "TensorRT", parser.supports_operator)
+    if is_fp8(model) and not hasattr(library.DataType, "FP8"):
+        raise EngineFileError(f"TensorRT {library.__version__} has no type FP8.", "Install tensorrt>=11.")
     if not parser.parse(graph):
         reasons = [parser.get_error(i).desc() for i in range(min(parser.num_errors, _LONGEST_LOG))]
         raise EngineFileError(f"TensorRT can't read the graph: {'; '.join(reasons)}.", "Serve it with ONNX Runtime.")

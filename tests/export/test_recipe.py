@@ -107,3 +107,14 @@ def test_teachers_that_do_not_fit_together_are_refused(tiny_recipe: Path, tmp_pa
 def test_a_recipe_without_foundation_teachers_has_the_digest_that_it_had(tiny_recipe: Path) -> None:
     """What a recipe leaves out does not change the card's digest of it."""
     assert not {"foundation", "agglomeration"} & set(as_json(recipe_from_toml(tiny_recipe)))
+
+
+def test_fewer_than_no_steps_of_fine_tuning_are_refused(tiny_recipe: Path, tmp_path: Path) -> None:
+    """The key may be left out, which changes no digest; below 0 it is refused by its name."""
+    assert "aware_steps" not in as_json(recipe_from_toml(tiny_recipe))["quantise"]
+    path = tmp_path / "recipe.toml"
+    path.write_text(tiny_recipe.read_text().replace("[quantise]\n", "[quantise]\naware_steps = 24\n", 1))
+    assert as_json(recipe_from_toml(path))["quantise"]["aware_steps"] == 24
+    path.write_text(path.read_text().replace("aware_steps = 24", "aware_steps = -1", 1))
+    with pytest.raises(SettingsError, match=r"quantise\.aware_steps of the recipe is -1"):
+        recipe_from_toml(path)

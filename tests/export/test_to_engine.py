@@ -1,5 +1,6 @@
 """Engines are really built from the shipped pack, without a GPU; what can't be built says why."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from appliance.domain.manifest import InputSpec
 from appliance.inference.engine_build import SUFFIX, BuildPlan, bindings
 from appliance.inference.engine_file import engine_metadata, header_version
 from export.artefacts import file_sha256, read_json
-from export.layout import ENGINE_RECORD, FOR_TENSORRT
+from export.fp8 import fp8_from_int8
+from export.layout import ENGINE_RECORD, FOR_TENSORRT, FP8_FOR_TENSORRT
 from export.phantoms import phantom
 from export.quantise import Target, measured_ranges, quantised
+from export.tables import engine_table
 from export.to_engine import (
     TensorRtPlan,
     build_rtx,
@@ -30,22 +33,25 @@ SPEC = InputSpec("image", 512, 512, 0.5, 99.5)
 
 @pytest.fixture(scope="module")
 def graphs(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped encoder in half precision, and in INT8 with FP32 biases, calibrated on phantoms."""
+    """The shipped encoder in half precision, and in INT8 and FP8 with FP32 biases, calibrated on phantoms."""
     folder = tmp_path_factory.mktemp("graphs")
     shipped = repository / "engines" / "chest-xray"
     (folder / "encoder.fp16.onnx").write_bytes((shipped / "encoder.fp16.onnx").read_bytes())
     encoder = onnx.load(shipped / "encoder.onnx")
     ranges = measured_ranges(encoder, [phantom(SPEC, seed) for seed in range(8)], "minmax")
-    (folder / FOR_TENSORRT).write_bytes(quantised(encoder, ranges, (), Target.TENSORRT).SerializeToString())
+    int8 = quantised(encoder, ranges, (), Target.TENSORRT)
+    (folder / FOR_TENSORRT).write_bytes(int8.SerializeToString())
+    (folder / FP8_FOR_TENSORRT).write_bytes(fp8_from_int8(int8, encoder).SerializeToString())
     return folder
 
 
 def test_engines_for_ampere_ada_and_turing_are_built_without_a_gpu(graphs: Path, tmp_path: Path) -> None:
-    """Both precisions are built for both groups of GPUs; what goes along is described, and read without a driver."""
+    """FP16 and INT8 for both groups of GPUs, FP8 for those that have it; what goes along is read without a driver."""
     to_engine(graphs, tmp_path, lambda _: None)
     record = read_json(tmp_path / ENGINE_RECORD)
     assert {(each["precision"], *each["compute_capabilities"]) for each in record["tensorrt-rtx"]} == {
         ("fp16", "8.0", "8.6", "8.9"), ("fp16", "7.5"), ("int8", "8.0", "8.6", "8.9"), ("int8", "7.5"),
+        ("fp8", "8.9", "12.0", "12.1"),
     }  # fmt: skip
     for each in record["tensorrt-rtx"]:
         engine = tmp_path / each["file"]
@@ -81,6 +87,58 @@ def test_without_the_library_the_record_says_what_is_missing(
     assert list(tmp_path.iterdir()) == [tmp_path / ENGINE_RECORD]
 
 
+def test_an_fp8_engine_is_built_and_left_out(graphs: Path, tmp_path: Path) -> None:
+    """That FP8 compiles is recorded; what no gate measures does not go along."""
+    to_engine(graphs, tmp_path, lambda _: None)
+    record = read_json(tmp_path / ENGINE_RECORD)
+    row = next(each for each in record["tensorrt-rtx"] if each["precision"] == "fp8")
+    assert row["size_bytes"] > 0
+    assert not row["kept"]
+    assert not list(tmp_path.glob("*fp8*"))
+    shown = next(each for each in engine_table(record)["rows"] if "fp8" in each[0])
+    assert shown[-1] == "left out: no gate measures it"
+
+
+def test_an_fp8_engine_that_can_not_be_built_is_said_in_the_record(graphs: Path, tmp_path: Path) -> None:
+    """The other engines are built all the same, and the table says why there is none in FP8."""
+    altered, out = tmp_path / "graphs", tmp_path / "out"
+    shutil.copytree(graphs, altered)
+    out.mkdir()
+    graph = onnx.load(altered / FP8_FOR_TENSORRT)
+    graph.graph.node[-1].op_type = "Enchant"
+    (altered / FP8_FOR_TENSORRT).write_bytes(graph.SerializeToString())
+    to_engine(altered, out, lambda _: None)
+    record = read_json(out / ENGINE_RECORD)
+    assert {each["precision"] for each in record["tensorrt-rtx"]} == {"fp16", "int8"}
+    assert "the operator Enchant" in record["fp8-missing"]
+    assert "FP8: TensorRT for RTX does not know the operator Enchant" in engine_table(record)["note"]
+
+
+def test_fp8_is_refused_for_gpus_that_lack_it(graphs: Path, tmp_path: Path) -> None:
+    """Ampere has no FP8: the compute capability is named, before the library fails deep inside."""
+    content = (graphs / FP8_FOR_TENSORRT).read_bytes()
+    with pytest.raises(EngineFileError, match=r"compute capability 8\.6 have no FP8") as refused:
+        build_rtx(content, tmp_path / f"encoder{SUFFIX}", BuildPlan("fp8", ("8.6", "8.9")))
+    assert "8.9, 12.0, 12.1" in refused.value.way_forward
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fp8_is_refused_by_a_tensorrt_without_it(graphs: Path, parser_library: Any) -> None:
+    """The type that is missing, and the version that has it, are named."""
+
+    class Older:
+        """A library of before FP8."""
+
+        DataType = object()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(parser_library, name)
+
+    with pytest.raises(EngineFileError, match="has no type FP8"):
+        parsed_network((graphs / FP8_FOR_TENSORRT).read_bytes(), Older())
+    assert parsed_network((graphs / FOR_TENSORRT).read_bytes(), Older())[1].num_inputs == 1
+
+
 def test_an_unknown_operator_is_named_with_its_layer(graphs: Path, tmp_path: Path) -> None:
     """A graph with an operator of nobody's is refused before the library meets it."""
     graph = onnx.load(graphs / "encoder.fp16.onnx")
@@ -109,7 +167,7 @@ def parser_library() -> Any:
         return bindings()
 
 
-@pytest.mark.parametrize("source", ["encoder.fp16.onnx", FOR_TENSORRT])
+@pytest.mark.parametrize("source", ["encoder.fp16.onnx", FOR_TENSORRT, FP8_FOR_TENSORRT])
 def test_the_way_to_tensorrt_reads_the_same_graphs(graphs: Path, parser_library: Any, source: str) -> None:
     """The network is built strongly typed and the parser reads both graphs; the verdict counts the layers."""
     content = (graphs / source).read_bytes()
