@@ -110,7 +110,7 @@ def bench_features(question: Question, out: Path, say: Callable[[str], None]) ->
         command += [str(folder), str(question.pictures)]
         killed_when(half, command, folder)
         kept, shown = _finished(folder), _shown(folder)
-        _completed(_started(command))
+        completed(command)
         seconds = time.perf_counter() - start
         after = _finished(folder)
         count = Count(
@@ -157,17 +157,23 @@ def killed_when(shards: int, command: Sequence[str], folder: Path) -> None:
         raise InputError(f"The process that asks the teachers ended before it was killed. {said}", way_forward)
 
 
+def completed(command: Sequence[str]) -> None:
+    """Run a command to its end.
+
+    Raises:
+        InputError: It failed.
+    """
+    child = _started(command)
+    _, said = child.communicate()
+    if child.returncode:
+        raise InputError(f"The process that goes on asking the teachers failed. {said}")
+
+
 def _started(command: Sequence[str]) -> subprocess.Popen[str]:
     paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(  # noqa: S603 - this very module, under this very interpreter
         command, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True
     )
-
-
-def _completed(child: subprocess.Popen[str]) -> None:
-    _, said = child.communicate()
-    if child.returncode:
-        raise InputError(f"The process that goes on asking the teachers failed. {said}", "Read what it says.")
 
 
 def _finished(folder: Path) -> dict[Path, tuple[int, int]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.errors import InputError
-from export.bench_features import Count, Question, bench_features, killed_when
+from export.bench_features import Count, Question, bench_features, completed, killed_when
 from tests.export.foundations import write_question
 
 PICTURES = 72
@@ -55,6 +55,12 @@ def test_a_process_that_ends_by_itself_is_said(tmp_path: Path) -> None:
         killed_when(1, command, tmp_path)
     with pytest.raises(InputError, match="Take more pictures"):
         killed_when(1, [sys.executable, "-c", "pass"], tmp_path)
+
+
+def test_a_second_process_that_fails_is_said() -> None:
+    """What can't be gone on with is no figure."""
+    with pytest.raises(InputError, match="no room"):
+        completed([sys.executable, "-c", "import sys; sys.exit('no room')"])
 
 
 def test_checkpoints_are_asked_for(tmp_path: Path) -> None:
