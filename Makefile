@@ -52,7 +52,7 @@ bench: setup build/mlserver/bin/python ## compare the inference daemon with ONNX
 
 build/mlserver/bin/python:
 	$(PYTHON) -m venv build/mlserver
-	build/mlserver/bin/pip install --quiet --disable-pip-version-check mlserver==1.7.1 onnxruntime==1.32.0
+	build/mlserver/bin/pip install --quiet --disable-pip-version-check mlserver==1.7.1 'uvloop<0.22' onnxruntime==1.32.0
 
 build/keys/signing-key.pem:
 	$(BIN)/insite-export keygen --out build/keys

@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from appliance.domain.errors import InputError
+from export.encoder import StudentEncoder
 from export.feature_cache import MAKERS, FeatureStore, Views, smaller_batch, write_whole
 from export.feature_scaling import Scaling, scaling_of
 from export.learning import LONGEST_GRADIENT, schedule
-from export.mobilenet import MobileNetEncoder
 from export.progress import Progress
 from export.ranks import Ranks, share_batch_statistics
 from export.recipe import AgglomerationSection
-from export.student import Encoder
 from export.teachers.ensemble import resized
 
 WEIGHTS = "encoder.safetensors"
@@ -125,7 +124,7 @@ class Lesson:
     progress: Progress
 
 
-def agglomerate(encoder: Encoder | MobileNetEncoder, targets: Sequence[Target], lesson: Lesson) -> None:
+def agglomerate(encoder: StudentEncoder, targets: Sequence[Target], lesson: Lesson) -> None:
     """Train the encoder and write `<folder>/encoder.safetensors`; a killed run goes on from its last checkpoint.
 
     The pictures of a step hang on seed and step alone, and are divided among the processes: how many there are does

@@ -13,6 +13,11 @@ from export.tasks import LUNGS
 PIECES = 8
 """Rows and columns of pieces that are blanked one at a time."""
 CLEAREST = 1e-6
+EMBEDDING = "embedding"
+CONTROLS = 20
+"""Untrained heads whose figure is held against the trained one's."""
+STREAM = 4
+"""Tells their random numbers from those of other steps with the same seed."""
 Map = NDArray[np.float64]
 
 
@@ -26,6 +31,7 @@ class Attribution:
         inside: Share of the influence that lies inside the lungs.
         area: Share of the picture that the lungs take.
         images: How many were asked.
+        controls: Density of each untrained head on the same encoder.
     """
 
     influence: Map
@@ -33,32 +39,63 @@ class Attribution:
     inside: float
     area: float
     images: int
+    controls: tuple[float, ...]
 
     @property
     def density(self) -> float:
         """Influence of a piece of lung over that of an average piece; 1 means that place says nothing."""
-        return self.inside / self.area if self.area else float("nan")
+        return _density(self.inside, self.area)
 
 
-def attribution(runner: Runner, task: str, images: Sequence[Grey]) -> Attribution:
+def attribution(runner: Runner, task: str, images: Sequence[Grey], seed: int) -> Attribution:
     """Blank each piece of each image with the image's median and see how far a triage score moves.
+
+    The encoder alone may look at the lungs more than at other places, whatever its head learned: the same is measured
+    of untrained heads, linear ones with normally distributed weights on the same embedding.
 
     Args:
         runner: Holds the heads of the task and of the lungs; the shipped graphs themselves are asked.
         task: A task with a score.
         images: uint8 [rows, columns] each.
+        seed: Draws the untrained heads.
     """
     influences, lungs = [], []
+    untrained: Map | None = None
     for image in images:
-        said = runner.run(image[None, None])
+        features = runner.features(image[None, None])
+        said = runner.heads(features)
         lungs.append(_pieces((said[LUNGS]["mask"][0, 0] >= MASK_THRESHOLD).astype(np.float64)))
-        plain = _logits(said[task]["score"])
-        scores = [runner.run(np.stack(batch)[:, None])[task]["score"] for batch in batched(_blanked(image), PIECES)]
-        change = np.abs(_logits(np.concatenate(scores)) - plain).reshape(PIECES, PIECES)
-        influences.append(change / max(float(change.sum()), CLEAREST))
+        logits, embeddings = [_logits(said[task]["score"])], [features[EMBEDDING]]
+        for batch in batched(_blanked(image), PIECES):
+            features = runner.features(np.stack(batch)[:, None])
+            logits.append(_logits(runner.heads(features)[task]["score"]))
+            embeddings.append(features[EMBEDDING])
+        embedding = np.concatenate(embeddings).astype(np.float64)
+        if untrained is None:
+            untrained = np.random.default_rng((seed, STREAM)).standard_normal((embedding.shape[1], CONTROLS))
+        influences.append(_influence(np.column_stack([np.concatenate(logits), embedding @ untrained])))
     influence, area = np.array(influences), np.array(lungs)
-    inside = float((influence * area).sum(axis=(1, 2)).mean())
-    return Attribution(influence.mean(axis=0), area.mean(axis=0), inside, float(area.mean()), len(images))
+    inside = (influence * area[:, None]).sum(axis=(2, 3)).mean(axis=0)
+    share = float(area.mean())
+    return Attribution(
+        influence[:, 0].mean(axis=0),
+        area.mean(axis=0),
+        float(inside[0]),
+        share,
+        len(images),
+        tuple(_density(float(each), share) for each in inside[1:]),
+    )
+
+
+def _influence(logits: Map) -> Map:
+    """Of logits [1 + pieces, heads], the whole picture's first: each piece's share of all change, by head."""
+    change = np.abs(logits[1:] - logits[0]).T
+    shares: Map = change / np.maximum(change.sum(axis=1, keepdims=True), CLEAREST)
+    return shares.reshape(-1, PIECES, PIECES)
+
+
+def _density(inside: float, area: float) -> float:
+    return inside / area if area else float("nan")
 
 
 def _blanked(image: Grey) -> list[Grey]:

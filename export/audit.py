@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from export.attribution import Attribution, attribution
+from export.attribution import CONTROLS, Attribution, attribution
 from export.gate_rules import Shortcut
 from export.images import ImageSet
 from export.metrics import auc, bootstrap
@@ -64,7 +64,7 @@ def audit(subject: Audited) -> Audit:
     seen = {task: _attribution(subject, task) for task in TASKS}
     figures, rows = [], []
     for task in TASKS:
-        figure, row = _matched(subject, task, worst[task], seen[task].density)
+        figure, row = _matched(subject, task, worst[task], seen[task])
         figures.append(figure)
         rows.append(row)
     tables = [_trivial_table(rows), _disturbed_table({"undisturbed": plain} | disturbed), _attribution_table(seen)]
@@ -79,7 +79,7 @@ def audit(subject: Audited) -> Audit:
     return Audit(figures, tables, maps)
 
 
-def _matched(subject: Audited, task: str, worst: float, density: float) -> tuple[Shortcut, list[Any]]:
+def _matched(subject: Audited, task: str, worst: float, seen: Attribution) -> tuple[Shortcut, list[Any]]:
     field = "adult" if task == ADULT else "paediatric"
     data, seed = subject.data, subject.recipe.pack.seed
     cases = subject.cases(task)
@@ -98,7 +98,11 @@ def _matched(subject: Audited, task: str, worst: float, density: float) -> tuple
     remaining = matched_auc(trivial, cases.labels, trivial)
     ahead = share_ahead(cases.scores, cases.labels, trivial, cases.patients, seed)
     row = [task, len(tests), str(own), str(theirs), f"{matched:.3f}", f"{remaining:.3f}", f"{100 * ahead:.1f} %"]
-    return Shortcut(task, matched, remaining, ahead, worst, density), row
+    controls = seen.controls
+    figure = Shortcut(
+        task, matched, remaining, ahead, worst, seen.density, float(np.mean(controls)), float(np.max(controls))
+    )
+    return figure, row
 
 
 def _disturbed(subject: Audited) -> dict[str, dict[str, float]]:
@@ -117,7 +121,8 @@ def _disturbed(subject: Audited) -> dict[str, dict[str, float]]:
 def _attribution(subject: Audited, task: str) -> Attribution:
     rows = subject.cases(task).rows
     chosen = _spread(rows, ATTRIBUTED[task])
-    return attribution(subject.runner, task, [subject.data.images[subject.said.indices[row]] for row in chosen])
+    images = [subject.data.images[subject.said.indices[row]] for row in chosen]
+    return attribution(subject.runner, task, images, subject.recipe.pack.seed)
 
 
 def _spread(rows: Sequence[int], count: int) -> list[int]:
@@ -162,12 +167,31 @@ def _disturbed_table(areas: dict[str, dict[str, float]]) -> Table:
 def _attribution_table(seen: dict[str, Attribution]) -> Table:
     return {
         "title": "Where decisions come from",
-        "columns": ["task", "images", "influence inside the lungs", "lungs' share of the picture", "density"],
+        "columns": [
+            "task",
+            "images",
+            "influence inside the lungs",
+            "lungs' share of the picture",
+            "density",
+            "density of untrained heads, mean",
+            "their highest",
+        ],
         "rows": [
-            [task, each.images, f"{100 * each.inside:.1f} %", f"{100 * each.area:.1f} %", f"{each.density:.2f}"]
+            [
+                task,
+                each.images,
+                f"{100 * each.inside:.1f} %",
+                f"{100 * each.area:.1f} %",
+                f"{each.density:.2f}",
+                f"{np.mean(each.controls):.2f}",
+                f"{np.max(each.controls):.2f}",
+            ]
             for task, each in seen.items()
         ],
         "note": "Each of 8 x 8 pieces of a picture is blanked with the picture's median; its influence is the absolute "
         "change of the logit. Lungs are those that the model itself outlines (none were drawn for adults). Density 1 "
-        f"would mean that lung counts like any other place. Asked through the head of the task and `{LUNGS}`.",
+        "would mean that lung counts like any other place, and "
+        f"an encoder may look at lungs whatever its head learned: so {CONTROLS} untrained heads, linear with normally "
+        "distributed weights on the same embedding, are asked as well, and the trained head must be above their mean. "
+        f"Asked through the head of the task and `{LUNGS}`.",
     }

@@ -56,7 +56,14 @@ def model_card(recipe: Recipe, report: dict[str, Any], validation: str) -> str:
     lines += _table(
         {"title": "", "columns": ["rule", "bound", "measured", "passed"], "rows": report["rules"], "note": ""}
     )
-    lines += ["## Not measured", "", *(f"- {sentence}" for sentence in NOT_MEASURED), "", "## Sources", ""]
+    lines += [
+        "## Not measured",
+        "",
+        *(f"- {sentence}" for sentence in (*NOT_MEASURED, *report.get("limits", []))),
+        "",
+        "## Sources",
+        "",
+    ]
     lines += [
         f"- {each.name}. {each.licence}. {each.origin}. {each.use}" for each in (*SOURCES, *foundation_sources(recipe))
     ]

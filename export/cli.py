@@ -3,9 +3,10 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -16,14 +17,16 @@ from appliance.packs.open import open_pack
 from appliance.packs.signing import PRIVATE_KEY, generate_keys
 from export.artefacts import digest_of_values, file_sha256, run_step
 from export.bench import as_text, bench
+from export.bench_features import Question, bench_features
 from export.bench_training import Comparison, compare_training, last_result
 from export.calibrate import calibrate
+from export.data import samples_from_csv
 from export.distil import WEIGHTS as STUDENT
 from export.distil import distil
 from export.ensemble import Member
 from export.foundation import Folders, learn_from_foundations
 from export.golden import make_golden
-from export.images import image_set, prepare
+from export.images import image_set, prepare, source_digests
 from export.negatives import gather
 from export.pack import Parts, pack
 from export.progress import Progress, Shown, Silent
@@ -53,7 +56,7 @@ STEP_VERSIONS = {
     "quantise": 3,
     "to_engine": 2,
     "golden": 2,
-    "verify": 2,
+    "verify": 3,
 }
 """Raise one when its step's code makes something else of the same inputs."""
 
@@ -117,9 +120,8 @@ class Line:
         engines = self._step("to_engine", (quantised,), lambda out: to_engine(self._of("quantise"), out, self.say))
         golden = self._step("golden", (quantised, teacher, second), self._golden)
         sections = ("pack", "operating", "gate")
-        self._step(
-            "verify", (quantised, engines, golden, teacher, second, *(values[name] for name in sections)), self._verify
-        )
+        measured = (quantised, engines, golden, teacher, second, *(values[name] for name in sections))
+        self._step("verify", measured, self._verify, read=digest_of_values(self.sources))
         self.say("pack")
         manifest = pack(
             recipe,
@@ -133,22 +135,32 @@ class Line:
     def prepared(self) -> str:
         """Do the step `data` and return its digest."""
         recipe, values = self.recipe, as_json(self.recipe)
+        return self._step(
+            "data",
+            (values["data"], values["input"], recipe.pack.seed, file_sha256(self._labels())),
+            lambda out: prepare(recipe, self.radiographs, out),
+            read=digest_of_values(self.sources),
+        )
+
+    @cached_property
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """What the radiographs and masks hold, by data set; the files are read once."""
+        samples = samples_from_csv(self._labels(), self.recipe.data, self.recipe.pack.seed)
+        return source_digests(samples, self.radiographs)
+
+    def _labels(self) -> Path:
         labels = self.radiographs / "labels.csv"
         if not labels.is_file():
             raise InputError(f"There is no {labels}.", "Give the folder that holds labels.csv, or its parent.")
-        return self._step(
-            "data",
-            (values["data"], values["input"], recipe.pack.seed, file_sha256(labels)),
-            lambda out: prepare(recipe, self.radiographs, out),
-        )
+        return labels
 
     def agglomerated(self, data: str, ranks: Ranks | None = None) -> tuple[str, Path]:
         """Let the encoder learn from the foundation teachers; return the artefact's digest and the weights."""
         return learn_from_foundations(self.recipe, data, Folders(self.root, self.checkpoints), self.progress, ranks)
 
-    def _step(self, name: str, inputs: tuple[object, ...], work: Callable[[Path], None]) -> str:
+    def _step(self, name: str, inputs: tuple[object, ...], work: Callable[[Path], None], read: str = "") -> str:
         self.say(name)
-        return run_step(self.root, name, digest_of_values(name, STEP_VERSIONS[name], inputs), work)
+        return run_step(self.root, name, digest_of_values(name, STEP_VERSIONS[name], inputs), work, read)
 
     def forget(self) -> None:
         """Throw every artefact of this recipe away, finished or not."""
@@ -194,6 +206,7 @@ class Line:
             self._teachers(),
             self._of("quantise"),
             self._of("to_engine"),
+            self.sources,
         )
         verify(self.recipe, inputs, out, self.say)
 
@@ -238,10 +251,18 @@ def run(
 def bench_command(
     pack_folder: Annotated[Path, typer.Option("--pack", help="The pack to measure.")] = Path("engines/chest-xray"),
     out: Annotated[Path, typer.Option(help="Folder of artefacts, for what was trained.")] = Path("build"),
+    *,
     distillation_steps: Annotated[
         int, typer.Option(help="Also train with and without teachers, so many steps each: six trainings.")
     ] = 0,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002 - typer's way
+    features: Annotated[
+        int, typer.Option(help="Also cache teachers' features of so many phantoms, killed once and resumed.")
+    ] = 0,
+    recipe_file: Annotated[
+        Path | None, typer.Option("--recipe", help="Recipe that names those teachers; the pack's when absent.")
+    ] = None,
+    checkpoints: Annotated[Path | None, typer.Option(help="Folder of their files.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure the pack's figures in one run: speeds as ratios, accuracies out of its gate report."""
     console = Console(stderr=True)
@@ -255,6 +276,8 @@ def bench_command(
             plan = Comparison(distillation_steps)
             compare_training(recipe, steps / "data", teachers, plan=plan, out=trainings, say=say)
         result["distillation"] = last_result(trainings, recipe)
+        question = Question(recipe_file or pack_folder / "recipe.toml", checkpoints, features)
+        result["features"] = bench_features(question, out, say) if features else None
     except (InsiteError, OSError) as error:
         console.print(f"insite-export: {error}", highlight=False, markup=False)
         raise typer.Exit(INPUT_ERROR) from error

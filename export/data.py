@@ -42,6 +42,11 @@ class Sample:
     adult: int | None
     paediatric: int | None
 
+    @property
+    def person(self) -> str:
+        """The patient, told apart from those of other data sets who have the same number."""
+        return f"{self.dataset}/{self.patient}"
+
 
 def samples_from_csv(path: Path, section: DataSection, seed: int) -> tuple[Sample, ...]:
     """Read, filter and check the labels.
@@ -72,10 +77,10 @@ def samples_from_csv(path: Path, section: DataSection, seed: int) -> tuple[Sampl
 
 def refuse_leakage(samples: Iterable[Sample]) -> None:
     """Refuse samples where a patient is in more than one split."""
-    splits: dict[tuple[str, str], set[str]] = defaultdict(set)
+    splits: dict[str, set[str]] = defaultdict(set)
     for sample in samples:
-        splits[sample.dataset, sample.patient].add(sample.split)
-    leaking = sorted(patient for (_, patient), where in splits.items() if len(where) > 1)
+        splits[sample.person].add(sample.split)
+    leaking = sorted(person for person, where in splits.items() if len(where) > 1)
     if leaking:
         raise InputError(
             f"{len(leaking)} patients are in more than one split, for instance {leaking[0]!r}.",

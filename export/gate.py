@@ -14,22 +14,25 @@ PASS, FAIL = "pass", "fail"
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One demand: `measured` must be at least (or, with `at_most`, at most) `bound`; NaN never passes."""
+    """One demand: `measured` is at least (with `at_most` at most, with `beyond` above) `bound`; NaN never passes."""
 
     name: str
     measured: float
     bound: float
     at_most: bool = False
     waived: bool = False
+    beyond: bool = False
 
     @property
     def passed(self) -> bool:
         """Whether the demand is met."""
-        return self.measured <= self.bound if self.at_most else self.measured >= self.bound
+        if self.at_most:
+            return self.measured <= self.bound
+        return self.measured > self.bound if self.beyond else self.measured >= self.bound
 
     def row(self) -> list[str]:
         """The rule as a row of the report: name, bound, measured, passed."""
-        sign = "≤" if self.at_most else "≥"
+        sign = "≤" if self.at_most else ">" if self.beyond else "≥"
         passed = "yes" if self.passed else "no: waived" if self.waived else "no"
         return [self.name, f"{sign} {self.bound:g}", f"{self.measured:.4g}", passed]
 

@@ -53,6 +53,7 @@ class Shortcut:
         ahead: Share of bootstrap samples of patients in which the model is ahead there.
         disturbed_loss: AUC lost by the disturbance that costs most.
         lung_attribution: Influence of a piece of lung over that of an average piece of the picture.
+        control_mean, control_max: The same of untrained heads on the same encoder.
     """
 
     task: str
@@ -61,6 +62,8 @@ class Shortcut:
     ahead: float
     disturbed_loss: float
     lung_attribution: float
+    control_mean: float
+    control_max: float
 
 
 def quantised_rules(figures: Quantised, gate: GateSection) -> list[Rule]:
@@ -115,13 +118,24 @@ def shortcut_rules(figures: Shortcut, gate: GateSection) -> list[Rule]:
             at_most=True,
         ),
         Rule(f"influence of lung over the average, {task}", figures.lung_attribution, gate.lung_attribution_min),
+        Rule(
+            f"influence of lung beyond the mean of untrained heads, {task}",
+            figures.lung_attribution - figures.control_mean,
+            0.0,
+            beyond=True,
+        ),
     ]
+
+
+def is_judged(group: Subgroup, gate: GateSection) -> bool:
+    """Whether a group is large enough that its figures say more than chance."""
+    return group.images >= gate.subgroup_images_min
 
 
 def _subgroup_rules(groups: Sequence[Subgroup], gate: GateSection) -> list[Rule]:
     rules = []
     for group in groups:
-        if group.images >= gate.subgroup_images_min and group.name != "all":
+        if is_judged(group, gate) and group.name != "all":
             rules.append(Rule(f"AUC of adults, {group.name}", group.auc, gate.subgroup_auc_min))
             share = group.auc / group.teacher_auc
             rules.append(Rule(f"share of the teachers', {group.name}", share, gate.subgroup_share_of_teacher_min))

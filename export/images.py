@@ -1,9 +1,11 @@
 """The image cache: every radiograph goes once through the appliance's own preprocessing, and is then an array."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from PIL import Image
 from appliance.domain.errors import InputError
 from appliance.domain.manifest import InputSpec
 from appliance.imaging.model_input import model_input_from_display
-from export.artefacts import read_json, write_json
+from export.artefacts import digest_of_values, file_sha256, read_json, write_json
 from export.data import Sample, samples_from_csv
 from export.recipe import Recipe
 
@@ -73,6 +75,29 @@ def prepare(recipe: Recipe, data: Path, out: Path) -> None:
         out / "samples.json", [dataclasses.asdict(s) | {"mask_row": m} for s, m in zip(kept, mask_of, strict=True)]
     )
     write_json(out / "unreadable.json", unreadable)
+
+
+def source_digests(samples: Iterable[Sample], data: Path) -> dict[str, dict[str, Any]]:
+    """What the files of each data set hold: how many images and masks, and one `sha256` over names and contents.
+
+    A file that is not there counts by its name; `prepare` reports it.
+    """
+    files: dict[str, dict[str, str]] = defaultdict(dict)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for sample in samples:
+        for kind, name in (("images", sample.file), ("masks", sample.mask)):
+            if name:
+                path = data / name
+                files[sample.dataset][name] = file_sha256(path) if path.is_file() else ""
+                counts[sample.dataset][kind] += 1
+    return {
+        dataset: {
+            "images": counts[dataset]["images"],
+            "masks": counts[dataset]["masks"],
+            "sha256": digest_of_values(each),
+        }
+        for dataset, each in sorted(files.items())
+    }
 
 
 def image_set(folder: Path) -> ImageSet:

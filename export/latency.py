@@ -2,13 +2,21 @@
 
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from export.runner import Grey, Runner
+from export.runner import Grey
 
 WARM_UP = 3
 ROUNDS = 25
+
+
+class Encoder(Protocol):
+    """What is timed."""
+
+    def features(self, images: Grey) -> object:
+        """Work through images, uint8 [N, 1, rows, columns]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +35,7 @@ class Ratio:
     candidate_ms: float
 
 
-def compare(reference: Runner, candidate: Runner, images: Grey, rounds: int = ROUNDS) -> Ratio:
+def compare(reference: Encoder, candidate: Encoder, images: Grey, rounds: int = ROUNDS) -> Ratio:
     """Time both encoders on the same images, uint8 [N, 1, rows, columns]."""
     times: list[tuple[float, float]] = []
     for number in range(WARM_UP + rounds):
@@ -39,7 +47,7 @@ def compare(reference: Runner, candidate: Runner, images: Grey, rounds: int = RO
     return Ratio(float(median), float(low), float(high), float(np.median(slow) * 1e3), float(np.median(fast) * 1e3))
 
 
-def _seconds(runner: Runner, images: Grey) -> float:
+def _seconds(encoder: Encoder, images: Grey) -> float:
     start = time.perf_counter()
-    runner.features(images)
+    encoder.features(images)
     return time.perf_counter() - start

@@ -224,7 +224,7 @@ def _optimiser(
 
 
 def _frozen(core: MultiTaskNet, blocks: int) -> list[nn.Module]:
-    return [core.encoder.stem, core.encoder.stem_norm, *core.encoder.blocks[:blocks]] if blocks else []
+    return core.encoder.front(blocks) if blocks else []
 
 
 def _training_mode(net: nn.Module, core: MultiTaskNet, blocks: int, phase: Phase) -> None:

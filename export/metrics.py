@@ -12,11 +12,16 @@ Floats = NDArray[np.float64]
 RESAMPLES = 1000
 CALIBRATION_BINS = 10
 NORMAL_95 = 1.959964
+RATES_BY_PATIENT = (
+    f"rates by {RESAMPLES:,} bootstrap samples of patients, and by Wilson over the number of patients where every "
+    "sample says the same, as it does when all images are right"
+)
+"""How `rate_by_patient` makes its interval, for a table's note."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure with the 2.5th and 97.5th percentile of its bootstrap distribution."""
+    """A figure with its 95 % interval."""
 
     value: float
     low: float
@@ -56,11 +61,36 @@ def resampled(patients: Sequence[str], seed: int) -> Iterator[NDArray[np.int64]]
         yield np.concatenate([groups[i] for i in rng.integers(0, len(groups), size=len(groups))])
 
 
-def rate(hits: int, total: int) -> Interval:
-    """A proportion with Wilson's 95 % interval."""
-    if not total:
+def rate_by_patient(hits: NDArray[np.bool_], patients: Sequence[str], seed: int) -> Interval:
+    """The share of hits among images [n] with its 95 % interval, resampling patients, not images.
+
+    Where no resample differs, as when every image is a hit, resampling tells nothing about what it did not see: then
+    Wilson's interval is given, as if each patient had one image. NaN without images.
+    """
+    if not len(hits):
         return Interval(float("nan"), float("nan"), float("nan"))
-    share = hits / total
+    share = float(hits.mean())
+    shares = [float(hits[rows].mean()) for rows in resampled(patients, seed)]
+    if min(shares) == max(shares):
+        return wilson(share, len(set(patients)))
+    low, high = np.percentile(shares, (2.5, 97.5))
+    return Interval(share, float(low), float(high))
+
+
+def sensitivity_and_specificity(
+    called: NDArray[np.bool_], labels: Floats, patients: Sequence[str], seed: int
+) -> tuple[Interval, Interval]:
+    """Both rates of calls on images with labels [n], with their 95 % intervals by patient."""
+    ill = labels > 0
+    rows = {value: np.flatnonzero(ill == value).tolist() for value in (True, False)}
+    found, cleared = (
+        rate_by_patient(called[each] == value, [patients[row] for row in each], seed) for value, each in rows.items()
+    )
+    return found, cleared
+
+
+def wilson(share: float, total: int) -> Interval:
+    """A share of `total` independent trials with Wilson's 95 % interval."""
     spread = NORMAL_95**2 / total
     centre = (share + spread / 2) / (1 + spread)
     half = NORMAL_95 * np.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)

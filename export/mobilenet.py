@@ -7,15 +7,15 @@ its weights can be read without it; tests compare both.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-PIXEL_CENTRE, PIXEL_SCALE = 127.0, 128.0
-IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What the published weights were trained with, for grey levels in [0, 1]."""
+from export.encoder import TimmEncoder, with_grey_stem
+
 EXPANDED_LAST = 960
 EMBEDDING = 1280
+RENAMED = {"conv_stem.": "stem.", "bn1.": "stem_norm.", "conv_head.": "head.", "norm_head.": "head_norm."}
+"""Beginnings of timm's names, to ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,10 @@ class MobileNetDesign:
     def feature_widths(self) -> tuple[int, ...]:
         """Channels of the feature maps at strides 4, 8, 16 and 32."""
         return tuple(rows[-1].width for rows in self.stages)
+
+    def encoder(self) -> "MobileNetEncoder":
+        """A new encoder of this design, its weights random."""
+        return MobileNetEncoder(self)
 
 
 def _u(start: int, middle: int, stride: int, expansion: int, width: int) -> Universal:
@@ -185,12 +189,13 @@ def _block(inputs: int, row: Row) -> nn.Module:
     return _Fused(inputs, row) if isinstance(row, Fused) else _Universal(inputs, row)
 
 
-class MobileNetEncoder(nn.Module):
+class MobileNetEncoder(TimmEncoder):
     """UINT8 [N, 1, 512, 512] to an embedding [N, D] and feature maps at strides 4, 8, 16 and 32 of the shrunk image."""
 
+    architecture: MobileNetDesign
+
     def __init__(self, architecture: MobileNetDesign) -> None:
-        super().__init__()
-        self.architecture = architecture
+        super().__init__(architecture)
         self.stem = nn.Conv2d(1, architecture.stem, 3, 2, 1, bias=False)
         self.stem_norm = nn.BatchNorm2d(architecture.stem)
         self.blocks = nn.ModuleList()
@@ -205,10 +210,9 @@ class MobileNetEncoder(nn.Module):
         self.head = nn.Conv2d(EXPANDED_LAST, architecture.embedding, 1, bias=False)
         self.head_norm = nn.BatchNorm2d(architecture.embedding)
 
-    def normalised(self, image: Tensor) -> Tensor:
-        """What the stem reads: float [N, 1, 512 / shrink, 512 / shrink]."""
-        pixels = functional.avg_pool2d(image.to(self.stem.weight.dtype), self.architecture.shrink)
-        return (pixels - PIXEL_CENTRE) / PIXEL_SCALE
+    def front(self, blocks: int) -> list[nn.Module]:
+        """The stem and so many blocks behind it."""
+        return [self.stem, self.stem_norm, *self.blocks[:blocks]]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return (embedding, feature maps at strides 4, 8, 16 and 32)."""
@@ -222,37 +226,15 @@ class MobileNetEncoder(nn.Module):
         embedding = functional.relu(self.head_norm(self.head(pooled))).flatten(1)
         return (embedding, *features)
 
-
-def encoder_state_from_timm(published: Mapping[str, Tensor], design: MobileNetDesign) -> dict[str, Tensor]:
-    """Our encoder's state out of timm's: blocks renumbered, the colour stem folded to one channel, no classifier.
-
-    The fold is exact but for the outermost pixels: the published stem pads with the mean grey of each colour, ours with
-    the middle grey.
-    """
-    state: dict[str, Tensor] = {}
-    numbers = {
-        (stage, row): index
-        for index, (stage, row) in enumerate(
-            (stage, row) for stage, rows in enumerate(design.stages) for row in range(len(rows))
-        )
-    }
-    last = len(design.stages)
-    for key, tensor in published.items():
-        if key.startswith("classifier."):
-            continue
-        renamed = key
-        if key.startswith("blocks."):
-            _, stage, row, rest = key.split(".", 3)
-            place = int(stage), int(row)
-            renamed = f"last.{rest}" if place[0] == last else f"blocks.{numbers.get(place, key)}.{rest}"
-        for old, new in (("bn1.", "stem_norm."), ("conv_head.", "head."), ("norm_head.", "head_norm.")):
-            renamed = new + key.removeprefix(old) if key.startswith(old) else renamed
-        state[renamed] = tensor
-    colours = state.pop("conv_stem.weight", None)
-    if colours is not None and "stem_norm.running_mean" in state:
-        mean, deviation = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_DEVIATION)
-        per_colour = colours / deviation.view(1, 3, 1, 1)
-        state["stem.weight"] = per_colour.sum(dim=1, keepdim=True) * (PIXEL_SCALE / 255.0)
-        shift = (per_colour.sum(dim=(2, 3)) * (PIXEL_CENTRE / 255.0 - mean)).sum(dim=1)
-        state["stem_norm.running_mean"] = state["stem_norm.running_mean"] - shift
-    return state
+    def state_from_timm(self, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Ours out of timm's: blocks renumbered, the colour stem folded to one channel, no classifier."""
+        stages = self.architecture.stages
+        places = [(stage, row) for stage, rows in enumerate(stages) for row in range(len(rows))]
+        beginnings = RENAMED | {f"blocks.{stage}.{row}.": f"blocks.{n}." for n, (stage, row) in enumerate(places)}
+        beginnings[f"blocks.{len(stages)}.0."] = "last."
+        kept = {
+            next((new + key.removeprefix(old) for old, new in beginnings.items() if key.startswith(old)), key): tensor
+            for key, tensor in published.items()
+            if not key.startswith("classifier.")
+        }
+        return with_grey_stem(kept, "stem.weight", "stem_norm.running_mean")

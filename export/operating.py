@@ -6,7 +6,13 @@ from typing import Any
 import numpy as np
 
 from export.images import ImageSet
-from export.metrics import Floats, Interval, rate, threshold_for_sensitivity
+from export.metrics import (
+    Floats,
+    Interval,
+    rate_by_patient,
+    sensitivity_and_specificity,
+    threshold_for_sensitivity,
+)
 from export.predictions import MASK_THRESHOLD, Predictions
 from export.recipe import Recipe
 from export.tasks import ADULT, GUARD, LUNGS, PAEDIATRIC
@@ -63,13 +69,9 @@ def labelled(task: str, split: str, said: Predictions, data: ImageSet, adult_fro
     )
 
 
-def rates_at(threshold: float, cases: Labelled) -> tuple[Interval, Interval]:
-    """Sensitivity and specificity with Wilson intervals."""
-    positive, called = cases.labels > 0, cases.scores >= threshold
-    return (
-        rate(int((called & positive).sum()), int(positive.sum())),
-        rate(int((~called & ~positive).sum()), int((~positive).sum())),
-    )
+def rates_at(threshold: float, cases: Labelled, seed: int) -> tuple[Interval, Interval]:
+    """Sensitivity and specificity, their intervals by patient."""
+    return sensitivity_and_specificity(cases.scores >= threshold, cases.labels, cases.patients, seed)
 
 
 def operating_points(
@@ -83,13 +85,12 @@ def operating_points(
         said: Predictions of this precision on tuning and validation images.
         varied: Guard score and distance of augmented tuning images, which widen what the guard accepts.
     """
-    adult_from = recipe.data.adult_min_age_years
     points = {
         ADULT: _triage(
             ADULT,
             "NIH images of adults",
             recipe.operating.adult_sensitivity,
-            adult_from=adult_from,
+            recipe=recipe,
             data=data,
             said=said,
         ),
@@ -97,7 +98,7 @@ def operating_points(
             PAEDIATRIC,
             "Kermany images of children",
             recipe.operating.paediatric_sensitivity,
-            adult_from=adult_from,
+            recipe=recipe,
             data=data,
             said=said,
         ),
@@ -110,14 +111,15 @@ def operating_points(
 Point = tuple[float, float | None, str]
 
 
-def _triage(task: str, what: str, wanted: float, *, adult_from: float, data: ImageSet, said: Predictions) -> Point:
+def _triage(task: str, what: str, wanted: float, *, recipe: Recipe, data: ImageSet, said: Predictions) -> Point:
+    adult_from = recipe.data.adult_min_age_years
     tune = labelled(task, "tune", said, data, adult_from)
     val = labelled(task, "val", said, data, adult_from)
     threshold = threshold_for_sensitivity(tune.scores, tune.labels, wanted)
-    sensitivity, specificity = rates_at(threshold, val)
+    sensitivity, specificity = rates_at(threshold, val, recipe.pack.seed)
     meaning = (
         f"On {len(val.labels)} public validation {what}: sensitivity {sensitivity}, specificity {specificity} "
-        f"(95 % intervals); threshold chosen on {len(tune.labels)} others. Not validated at this site."
+        f"(95 % intervals by patient); threshold chosen on {len(tune.labels)} others. Not validated at this site."
     )
     return threshold, None, meaning
 
@@ -131,8 +133,9 @@ def _guard(recipe: Recipe, data: ImageSet, said: Predictions, varied: tuple[Floa
     threshold = round(min(float(np.quantile(scores, left_out)), HIGHEST_GUARD_THRESHOLD), 4)
     furthest = round(float(np.quantile(distances, 1.0 - left_out)) * DISTANCE_MARGIN, 3)
     passed = guard_passes(threshold, furthest, said.guard_score[val], said.guard_distance[val])
+    share = rate_by_patient(passed, [data.samples[said.indices[row]].person for row in val], recipe.pack.seed)
     meaning = (
-        f"Of {len(val)} public validation chest radiographs {rate(int(passed.sum()), len(val))} pass (95 % interval); "
+        f"Of {len(val)} public validation chest radiographs {share} pass (95 % interval by patient); "
         f"threshold and distance chosen on {len(tune)} others and variants of them."
     )
     return threshold, furthest, meaning

@@ -9,9 +9,10 @@ import contextlib
 import enum
 import io
 import logging
+import math
 import tempfile
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,8 @@ def quantised(graph: onnx.ModelProto, ranges: Ranges, full: Collection[str], tar
     Raises:
         InputError: A constant came out as not a number; its tensor is named.
     """
+    constants = _constants(graph)
+    within = [node.name for node in graph.graph.node if _is_within(node, constants)]
     with _quiet():
         quantizer = QDQQuantizer(
             save_and_reload_model_with_shape_infer(graph),
@@ -112,7 +115,7 @@ def quantised(graph: onnx.ModelProto, ranges: Ranges, full: Collection[str], tar
             _ACTIVATIONS[target],
             ranges.tensors,
             [],
-            list(full),
+            [*full, *within],
             list(QUANTISED_OPERATORS),
             dict(_OPTIONS[target]),
         )
@@ -141,16 +144,33 @@ def layers(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
 
     A layer is a convolution with the activation or addition behind it.
     """
-    weights = {tensor.name for tensor in model.graph.initializer}
+    constants = _constants(model)
     result: dict[str, list[str]] = {}
     current = ""
     for node in model.graph.node:
+        if _is_within(node, constants):
+            continue
         if node.op_type in ("Conv", "Gemm", "MatMul"):
-            current = next((name for name in node.input if name in weights), node.name).removesuffix(".weight")
+            current = next((name for name in node.input if name in constants), node.name).removesuffix(".weight")
             result[current] = []
         if current and node.op_type in QUANTISED_OPERATORS:
             result[current].append(node.name)
     return {name: tuple(nodes) for name, nodes in result.items()}
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, int]:
+    """How many numbers each constant holds, by its name."""
+    return {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
+
+
+def _is_within(node: onnx.NodeProto, constants: Mapping[str, int]) -> bool:
+    """Whether a node is a step within attention, which stays in FP32: a product of activations, or a sum with a number.
+
+    The small number that keeps a denominator from zero would be zero itself in INT8, and TensorRT builds no graph in
+    which it is quantised.
+    """
+    sizes = [constants[name] for name in node.input if name in constants]
+    return (node.op_type == "MatMul" and not sizes) or (node.op_type == "Add" and 1 in sizes)
 
 
 def nodes_of(model: onnx.ModelProto, chosen: Sequence[str]) -> list[str]:

@@ -18,8 +18,10 @@ import onnx
 from numpy.typing import NDArray
 
 from export.artefacts import write_json
+from export.exact_input import with_exact_input
 from export.feature_cache import write_whole
 from export.fp8 import fp8_from_int8
+from export.graph_in_torch import refuse_operators
 from export.images import ImageSet
 from export.latency import Ratio, compare
 from export.layout import AWARE, FOR_TENSORRT, FP8_FOR_TENSORRT, SEARCH_RECORD
@@ -105,6 +107,7 @@ class Bench:
     ) -> None:
         self.recipe = recipe
         self.graph = aware or onnx.load(graphs / ENCODER)
+        self.for_cpu = with_exact_input(self.graph)
         self._aware = aware is not None
         self.title = "fine-tuned INT8" if self._aware else "INT8"
         self._data, self._folder = data, graphs
@@ -116,12 +119,17 @@ class Bench:
 
     def trial(self, ranges: Ranges, full: Sequence[str], *, timed: bool) -> Trial:
         """Quantise all layers but those in `full`, and measure."""
-        graph = quantised(self.graph, ranges, nodes_of(self.graph, full), Target.ONNXRUNTIME_CPU)
+        graph = self.quantised(ranges, full, Target.ONNXRUNTIME_CPU)
         content = graph.SerializeToString(deterministic=True)
         (self._folder / CANDIDATE).write_bytes(content)
         loss = self._loss(self._said(CANDIDATE))
         speed = self._speed(CANDIDATE) if timed else ()
         return Trial(ranges.method, tuple(full), len(content), loss, speed, loss.broken(self.recipe), self._aware)
+
+    def quantised(self, ranges: Ranges, full: Sequence[str], target: Target) -> onnx.ModelProto:
+        """The encoder with all layers quantised but those in `full`; TensorRT averages and normalises by itself."""
+        graph = self.graph if target is Target.TENSORRT else self.for_cpu
+        return quantised(graph, ranges, nodes_of(graph, full), target)
 
     def _said(self, encoder: str) -> Predictions:
         return predict(Runner(self._folder, encoder, HEADS).each, self._data, self._rows)
@@ -147,12 +155,12 @@ class Bench:
 def search_precision(recipe: Recipe, data: ImageSet, graphs: Path, *, out: Path, say: Callable[[str], None]) -> None:
     """Copy the exported graphs to `out`, add the INT8 and FP8 encoders, and record the search.
 
-    `encoder.int8.onnx` is for ONNX Runtime on a CPU; `encoder.int8.tensorrt.onnx` keeps the same layers in FP32 and has
-    signed activations and FP32 biases; `encoder.fp8.tensorrt.onnx` is, of the student's own weights, that one in FP8.
-    `precision-search.json` holds every trial, the sensitivities and the choice. When no setting is inside the bounds,
-    the encoder is fine-tuned for INT8 (`encoder.aware.onnx`) for as many steps as the recipe says, and searched again;
-    the FP32 and FP16 encoders and the heads stay what they are. When there is still none, the one that moves the scores
-    least is written, and the gate will refuse it.
+    `encoder.int8.onnx` is for ONNX Runtime on a CPU; its stem reads the picture itself. `encoder.int8.tensorrt.onnx`
+    keeps the same layers in FP32 and has signed activations and FP32 biases; `encoder.fp8.tensorrt.onnx` is, of the
+    student's own weights, that one in FP8. `precision-search.json` holds every trial, the sensitivities and the choice.
+    When no setting is inside the bounds, the encoder is fine-tuned for INT8 (`encoder.aware.onnx`) for as many steps as
+    the recipe says, and searched again; the FP32 and FP16 encoders and the heads stay what they are. When there is
+    still none, the one that moves the scores least is written, and the gate will refuse it.
 
     Args:
         recipe: Its `quantise` section bounds the loss.
@@ -160,6 +168,9 @@ def search_precision(recipe: Recipe, data: ImageSet, graphs: Path, *, out: Path,
         graphs: The artefact of the step `to_onnx`.
         out: Folder to write to.
         say: Told about progress.
+
+    Raises:
+        EngineFileError: The recipe allows the fine-tuning, and the encoder has an operator that it does not know.
     """
     shutil.copytree(graphs, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("done.json"))
     with tempfile.TemporaryDirectory() as scratch:
@@ -171,7 +182,7 @@ def search_precision(recipe: Recipe, data: ImageSet, graphs: Path, *, out: Path,
 class _Found:
     """What the search over one encoder came to."""
 
-    graph: onnx.ModelProto
+    bench: Bench
     ranges: Ranges
     trials: Sequence[Trial]
     best: Trial
@@ -179,21 +190,23 @@ class _Found:
 
     def chosen(self, target: Target) -> onnx.ModelProto:
         """The best setting's graph."""
-        return quantised(self.graph, self.ranges, nodes_of(self.graph, self.best.full_layers), target)
+        return self.bench.quantised(self.ranges, self.best.full_layers, target)
 
 
 def _search_in(scratch: Path, recipe: Recipe, data: ImageSet, *, out: Path, say: Callable[[str], None]) -> None:
+    if recipe.quantise.aware_steps:
+        refuse_operators(onnx.load(scratch / ENCODER))
     kept = found = _found(scratch, recipe, data, say)
     trials = list(found.trials)
     steps = recipe.quantise.aware_steps if found.best.broken else 0
     if steps:
         say(f"INT8: no setting is inside the bounds ({found.best.broken}); fine-tuning the encoder for {steps} steps")
-        again = _found(scratch, recipe, data, say, aware=_aware_graph(found, scratch, recipe, data, out=out, say=say))
+        again = _found(scratch, recipe, data, say, aware=_aware_graph(found, scratch, data, out=out, say=say))
         trials += again.trials
         if not again.best.broken or again.best.loss.shift < found.best.loss.shift:
             kept = again
     graphs = {QUANTISED: kept.chosen(Target.ONNXRUNTIME_CPU), FOR_TENSORRT: kept.chosen(Target.TENSORRT)}
-    graphs[FP8_FOR_TENSORRT] = fp8_from_int8(found.chosen(Target.TENSORRT), found.graph)
+    graphs[FP8_FOR_TENSORRT] = fp8_from_int8(found.chosen(Target.TENSORRT), found.bench.graph)
     for name, graph in graphs.items():
         (out / name).write_bytes(graph.SerializeToString(deterministic=True))
     write_json(
@@ -218,26 +231,27 @@ def _found(
 ) -> _Found:
     bench = Bench(recipe, data, scratch, aware=aware)
     pictures = _calibration_images(data, recipe.quantise.calibration_images)
-    measured = {method: measured_ranges(bench.graph, pictures, method) for method in METHODS}
+    measured = {method: measured_ranges(bench.for_cpu, pictures, method) for method in METHODS}
     trials = [bench.trial(ranges, (), timed=True) for ranges in measured.values()]
     method = min(trials, key=lambda trial: trial.loss.shift).method
     say(f"{bench.title}: {method} calibration moves the scores least")
     sensitivities = _sensitivities(Bench(recipe, data, scratch, SENSITIVITY_EVERY, aware=aware), measured[method])
     best = _search(bench, measured[method], list(sensitivities), trials, say)
-    return _Found(bench.graph, measured[best.method], trials, best, sensitivities)
+    return _Found(bench, measured[best.method], trials, best, sensitivities)
 
 
 def _aware_graph(
-    found: _Found, scratch: Path, recipe: Recipe, data: ImageSet, *, out: Path, say: Callable[[str], None]
+    found: _Found, scratch: Path, data: ImageSet, *, out: Path, say: Callable[[str], None]
 ) -> onnx.ModelProto:
     """The encoder fine-tuned with every layer rounded; what an interrupted run had finished is taken up."""
     path = out / AWARE
     if not path.is_file():
-        rounded = quantised(found.graph, found.ranges, (), Target.ONNXRUNTIME_CPU)
+        recipe, bench = found.bench.recipe, found.bench
+        rounded = bench.quantised(found.ranges, (), Target.ONNXRUNTIME_CPU)
         heads = [onnx.load(scratch / "tasks" / task / "head.onnx") for task in (ADULT, PAEDIATRIC)]
         steps, seed = recipe.quantise.aware_steps, recipe.pack.seed
         lesson = Lesson(data.images, data.select(split="train"), heads, steps, seed)
-        graph = fine_tuned(found.graph, rounded, lesson, say)
+        graph = fine_tuned(bench.graph, rounded, lesson, say)
         write_whole(path, graph.SerializeToString(deterministic=True))
     return onnx.load(path)
 

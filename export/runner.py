@@ -37,7 +37,10 @@ class Runner:
 
     def run(self, images: Grey) -> Outputs:
         """All heads on images, uint8 [N, 1, rows, columns]."""
-        features = self.features(images)
+        return self.heads(self.features(images))
+
+    def heads(self, features: Mapping[str, NDArray[np.generic]]) -> Outputs:
+        """All heads on what `features` gave."""
         return {
             task: {
                 name: np.asarray(values, np.float32)

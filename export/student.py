@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from appliance.domain.errors import InputError
-from export.mobilenet import DESIGNS, MobileNetDesign, MobileNetEncoder
+from export import efficientvit, mobilenet, repvit
+from export.encoder import Design, StudentEncoder
 
 NORM_EPSILON = 1e-3
 """Batch normalisation's epsilon in the published EfficientNet-Lite weights."""
-PIXEL_CENTRE, PIXEL_SCALE = 127.0, 128.0
-"""The published weights read (x - 127) / 128."""
 FEATURE_STRIDES = (4, 8, 16, 32)
 DECODER_WIDTH = 48
 
@@ -62,6 +61,10 @@ class Architecture:
         """Channels of the feature maps at `FEATURE_STRIDES`."""
         return tuple(self.widths[stage] for stage in TAPPED_STAGES)
 
+    def encoder(self) -> "Encoder":
+        """A new encoder of this design, its weights random."""
+        return Encoder(self)
+
 
 _EFFICIENT_NETS = {
     "efficientnet_lite0": Architecture(
@@ -74,9 +77,13 @@ _EFFICIENT_NETS = {
 }
 """`narrow` exists for tests: it has no published weights and learns nothing worth keeping."""
 
-Design = Architecture | MobileNetDesign
-ARCHITECTURES: dict[str, Design] = {**_EFFICIENT_NETS, **DESIGNS}
-"""By the name in a recipe; MobileNetV4 goes by timm's names."""
+ARCHITECTURES: dict[str, Design] = {
+    **_EFFICIENT_NETS,
+    **mobilenet.DESIGNS,
+    **repvit.DESIGNS,
+    **efficientvit.DESIGNS,
+}
+"""By the name in a recipe, which is timm's wherever timm has the model."""
 
 
 def architecture_named(name: str) -> Design:
@@ -132,15 +139,14 @@ class InvertedResidual(nn.Module):
         return result
 
 
-class Encoder(nn.Module):
+class Encoder(StudentEncoder):
     """UINT8 [N, 1, 512, 512] to an embedding [N, D] and feature maps at strides 4, 8, 16 and 32 of the shrunk image.
 
     The published three-channel stem is folded to one channel, which is exact for a grey picture.
     """
 
     def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
-        self.architecture = architecture
+        super().__init__(architecture)
         self.stem = SamePaddedConv(1, architecture.stem, 3, 2, bias=False)
         self.stem_norm = _norm(architecture.stem)
         self.blocks = nn.ModuleList()
@@ -155,10 +161,9 @@ class Encoder(nn.Module):
         self.head = nn.Conv2d(width, architecture.embedding, 1, bias=False)
         self.head_norm = _norm(architecture.embedding)
 
-    def normalised(self, image: Tensor) -> Tensor:
-        """What the stem reads: float [N, 1, 512 / shrink, 512 / shrink]."""
-        pixels = functional.avg_pool2d(image.to(self.stem.weight.dtype), self.architecture.shrink)
-        return (pixels - PIXEL_CENTRE) / PIXEL_SCALE
+    def front(self, blocks: int) -> list[nn.Module]:
+        """The stem and so many blocks behind it."""
+        return [self.stem, self.stem_norm, *self.blocks[:blocks]]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return (embedding, feature maps in the order of `FEATURE_STRIDES`)."""
@@ -214,11 +219,6 @@ class LungDecoder(nn.Module):
         return functional.pixel_shuffle(self.subpixels(x), 2)
 
 
-def encoder_of(design: Design) -> "Encoder | MobileNetEncoder":
-    """A new encoder: an embedding and feature maps at `FEATURE_STRIDES`, whatever its family."""
-    return MobileNetEncoder(design) if isinstance(design, MobileNetDesign) else Encoder(design)
-
-
 @dataclass(frozen=True, slots=True)
 class Outputs:
     """What one forward pass says: logits [N, 1] of both triage heads, lung logits [N, 1, h, w], embedding [N, D]."""
@@ -234,7 +234,7 @@ class MultiTaskNet(nn.Module):
 
     def __init__(self, architecture: Design) -> None:
         super().__init__()
-        self.encoder = encoder_of(architecture)
+        self.encoder = architecture.encoder()
         self.adult = TriageHead(architecture.embedding)
         self.paediatric = TriageHead(architecture.embedding)
         self.lungs = LungDecoder(architecture.feature_widths)

@@ -5,20 +5,26 @@ from typing import Any
 
 import numpy as np
 
-from export.gate_rules import Subgroup
 from export.images import ImageSet
 from export.latency import Ratio
-from export.metrics import Floats, auc, bootstrap, expected_calibration_error, rate
+from export.metrics import (
+    RATES_BY_PATIENT,
+    RESAMPLES,
+    Floats,
+    auc,
+    bootstrap,
+    expected_calibration_error,
+    rate_by_patient,
+    wilson,
+)
 from export.operating import Labelled, guard_passes, labelled, rates_at
 from export.predictions import Predictions
 from export.recipe import Recipe
+from export.subgroups import is_enough, subgroups
 from export.tasks import ADULT, PAEDIATRIC
 
 Table = dict[str, Any]
-AGE_BANDS = ((18.0, 40.0), (40.0, 60.0), (60.0, 200.0))
 WITHIN = {ADULT: "NIH, adults", PAEDIATRIC: "Kermany, children of 1 to 5 years"}
-SMALL = 10
-"""Fewer positives or negatives than this make no AUC worth printing."""
 
 
 def triage_table(task: str, cases: Labelled, threshold: float, seed: int) -> Table:
@@ -40,7 +46,7 @@ def triage_table(task: str, cases: Labelled, threshold: float, seed: int) -> Tab
         ],
         "rows": rows,
         "note": f"Operating point {threshold:.3f}. Expected calibration error {error:.3f} (10 bins, all). "
-        "AUC intervals by 1,000 bootstrap samples of patients, rates by Wilson.",
+        f"Intervals: AUC by {RESAMPLES:,} bootstrap samples of patients; {RATES_BY_PATIENT}.",
     }
 
 
@@ -53,7 +59,7 @@ def lung_table(said: Predictions, data: ImageSet) -> Table:
         drawn = [row for row in chosen if not np.isnan(said.dice[row])]
         if drawn:
             values = said.dice[drawn]
-            patients = [data.samples[said.indices[row]].patient for row in drawn]
+            patients = _persons(said, data, drawn)
             interval = bootstrap(lambda a, _: float(a.mean()), values, values, patients, 0)
             surface = (f"{np.nanmean(each[drawn]):.2f} %" for each in (said.surface_mean, said.surface_95))
             low = f"{np.percentile(values, 5):.3f}"
@@ -103,6 +109,10 @@ def comparison_table(said: Mapping[str, Predictions], data: ImageSet, recipe: Re
     }
 
 
+def _persons(said: Predictions, data: ImageSet, rows: Sequence[int]) -> list[str]:
+    return [data.samples[said.indices[row]].person for row in rows]
+
+
 def mean_dice(said: Predictions, data: ImageSet) -> float:
     """Mean Dice over the validation images with drawn lungs."""
     val = [row for row, index in enumerate(said.indices) if data.samples[index].split == "val"]
@@ -118,18 +128,6 @@ def mean_dice_p5(said: Predictions, data: ImageSet) -> float:
 def _mean_surface(said: Predictions, data: ImageSet) -> float:
     val = [row for row, index in enumerate(said.indices) if data.samples[index].split == "val"]
     return float(np.nanmean(said.surface_mean[val]))
-
-
-def subgroup_table(groups: Sequence[Subgroup]) -> Table:
-    """Student against its teachers in each group of adults."""
-    return {
-        "title": "adult-triage: student against its teachers by subgroup",
-        "columns": ["group", "images", "student AUC", "teachers' AUC", "share"],
-        "rows": [
-            [g.name, g.images, f"{g.auc:.3f}", f"{g.teacher_auc:.3f}", f"{g.auc / g.teacher_auc:.3f}"] for g in groups
-        ],
-        "note": "Groups with ten or more images of each class. All are of one data set; its scanners are not recorded.",
-    }
 
 
 def search_table(record: Mapping[str, Any]) -> Table:
@@ -206,7 +204,13 @@ def latency_table(ratios: Mapping[int, Ratio], sizes: Mapping[str, int]) -> Tabl
 
 
 def guard_tables(
-    said: Predictions, data: ImageSet, wrong: tuple[Floats, Floats], kinds: Sequence[str], point: Mapping[str, Any]
+    said: Predictions,
+    data: ImageSet,
+    wrong: tuple[Floats, Floats],
+    kinds: Sequence[str],
+    point: Mapping[str, Any],
+    *,
+    seed: int,
 ) -> list[Table]:
     """How many radiographs pass, and how many wrong pictures are refused."""
     limits = float(point["threshold"]), float(point["max_distance"])
@@ -215,44 +219,37 @@ def guard_tables(
     rows = []
     for name in ("all", *sorted({data.samples[said.indices[row]].dataset for row in val})):
         chosen = [row for row in val if name in ("all", data.samples[said.indices[row]].dataset)]
-        rows.append([name, len(chosen), str(rate(int(passed[chosen].sum()), len(chosen)))])
+        share = rate_by_patient(passed[chosen], _persons(said, data, chosen), seed)
+        rows.append([name, len(chosen), str(share)])
     refused = ~guard_passes(*limits, *wrong)
     wrong_rows = []
     for kind in sorted(set(kinds)):
         chosen = [i for i, each in enumerate(kinds) if each == kind]
-        wrong_rows.append([kind, len(chosen), str(rate(int(refused[chosen].sum()), len(chosen)))])
-    note = "Laterals, radiographs of other body parts and mirrored images were not measured."
+        wrong_rows.append([kind, len(chosen), str(wilson(float(refused[chosen].mean()), len(chosen)))])
+    note = (
+        "Intervals by Wilson over the pictures, as if none depended on another: of which patient or series each was "
+        "made is not recorded. Laterals, radiographs of other body parts and mirrored images were not measured."
+    )
     return [
         {"title": "guard: radiographs that pass", "columns": ["data set", "images", "share [95 %]"], "rows": rows,
-         "note": f"Score at least {limits[0]:g} and distance at most {limits[1]:g}."},
+         "note": f"Score at least {limits[0]:g} and distance at most {limits[1]:g}. Intervals: {RATES_BY_PATIENT}."},
         {"title": "guard: wrong pictures that are refused", "columns": ["kind", "images", "share [95 %]"],
          "rows": wrong_rows, "note": f"Made of validation radiographs, or DICOM series kept from training. {note}"},
     ]  # fmt: skip
 
 
-def subgroups(cases: Labelled) -> dict[str, list[bool]]:
-    """Which cases are in each group by sex, age band and view; cases of which it is not known are in none."""
-    groups: dict[str, list[bool]] = {}
-    for sex in sorted(set(cases.sexes) - {""}):
-        groups[f"sex {sex}"] = [each == sex for each in cases.sexes]
-    for low, high in AGE_BANDS:
-        chosen = [age is not None and low <= age < high for age in cases.ages]
-        if any(chosen):
-            groups[f"age {low:g} to {high - 1:g}" if high < AGE_BANDS[-1][1] else f"age {low:g} and over"] = chosen
-    views = sorted(set(cases.views) - {""})
-    if len(views) > 1:
-        groups |= {f"view {view}": [each == view for each in cases.views] for view in views}
-    return groups
-
-
-def is_enough(cases: Labelled) -> bool:
-    """Whether there are enough images of both classes for an AUC."""
-    positive = int(cases.labels.sum())
-    return min(positive, len(cases.labels) - positive) >= SMALL
+def source_table(sources: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What the files held that everything was made of, as `images.source_digests` found them."""
+    return {
+        "title": "Data that was read",
+        "columns": ["data set", "images", "masks", "SHA-256"],
+        "rows": [[name, each["images"], each["masks"], each["sha256"]] for name, each in sources.items()],
+        "note": "Files that the labels name. The digest is over the SHA-256 of every file, by name, as JSON.",
+    }
 
 
 def _triage_row(name: str, cases: Labelled, threshold: float, seed: int) -> list[Any]:
     positive, enough = int(cases.labels.sum()), is_enough(cases)
     area = str(bootstrap(auc, cases.scores, cases.labels, cases.patients, seed)) if enough else "too few"
-    sensitivity, specificity = rates_at(threshold, cases)
+    sensitivity, specificity = rates_at(threshold, cases, seed)
     return [name, len(cases.labels), len(set(cases.patients)), positive, area, str(sensitivity), str(specificity)]

@@ -96,12 +96,11 @@ def export_graphs(net: MultiTaskNet, tasks: dict[str, nn.Module], spec: InputSpe
         spec: Name and size of the input.
         out: Folder to write to.
     """
-    net.eval()
-    image = torch.zeros((2, 1, spec.rows, spec.columns), dtype=torch.uint8)
-    export_module(net.encoder, (image,), (spec.name,), ENCODER_OUTPUTS, out / ENCODER)
-    export_module(_Half(net.encoder).eval(), (image,), (spec.name,), ENCODER_OUTPUTS, out / HALF)
+    encoder = net.eval().encoder.fused()
+    export_features(encoder, spec, out / ENCODER)
+    export_features(_Half(encoder).eval(), spec, out / HALF)
     with torch.no_grad():
-        features = dict(zip(ENCODER_OUTPUTS, net.encoder(image), strict=True))
+        features = dict(zip(ENCODER_OUTPUTS, encoder(_example(spec)), strict=True))
     for task, head in tasks.items():
         path = out / "tasks" / task / "head.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,8 +119,7 @@ def export_encoder(architecture: str, spec: InputSpec, student: Path, out: Path)
     """
     net = MultiTaskNet(ARCHITECTURES[architecture])
     net.load_state_dict(load_file(student))
-    image = torch.zeros((2, 1, spec.rows, spec.columns), dtype=torch.uint8)
-    export_module(net.encoder.eval(), (image,), (spec.name,), ENCODER_OUTPUTS, out / ENCODER)
+    export_features(net.eval().encoder.fused(), spec, out / ENCODER)
 
 
 def to_onnx(architecture: str, spec: InputSpec, mask_side: int, student: Path, *, calibration: Path, out: Path) -> None:
@@ -143,6 +141,15 @@ def to_onnx(architecture: str, spec: InputSpec, mask_side: int, student: Path, *
     guard.load_state_dict(load_file(calibration / "guard.safetensors"))
     temperatures = read_json(calibration / "temperatures.json")
     export_graphs(net, heads(net, guard, temperatures, mask_side), spec, out)
+
+
+def export_features(encoder: nn.Module, spec: InputSpec, path: Path) -> None:
+    """Write an encoder, fused and in evaluation mode, as one graph from the picture to `ENCODER_OUTPUTS`."""
+    export_module(encoder, (_example(spec),), (spec.name,), ENCODER_OUTPUTS, path)
+
+
+def _example(spec: InputSpec) -> Tensor:
+    return torch.zeros((2, 1, spec.rows, spec.columns), dtype=torch.uint8)
 
 
 def export_module(

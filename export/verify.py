@@ -1,7 +1,7 @@
 """Step `verify`: teachers, student and each lower precision on the same held-out patients, against the gate."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -32,18 +32,18 @@ from export.operating import Labelled, guard_passes, labelled, operating_points
 from export.predictions import Predictions, guard_outputs, predict, teacher_says
 from export.recipe import Recipe
 from export.runner import Runner
+from export.subgroups import is_enough, limits, subgroup_table, subgroups, unknown_table
 from export.tables import (
+    Table,
     comparison_table,
     engine_table,
     guard_tables,
-    is_enough,
     latency_table,
     lung_table,
     mean_dice,
     mean_dice_p5,
     search_table,
-    subgroup_table,
-    subgroups,
+    source_table,
     triage_table,
 )
 from export.tasks import ADULT, GUARD, LUNGS, PAEDIATRIC, task_texts
@@ -57,7 +57,10 @@ WORST_CASES = 8
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Artefacts that the step reads; `radiographs` is the folder with the original files."""
+    """Artefacts that the step reads.
+
+    `radiographs` is the folder with the original files, `sources` what they held, by data set.
+    """
 
     radiographs: Path
     data: Path
@@ -65,6 +68,7 @@ class Inputs:
     teachers: Sequence[Member]
     graphs: Path
     engines: Path
+    sources: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -123,7 +127,10 @@ def verify(recipe: Recipe, inputs: Inputs, out: Path, say: Callable[[str], None]
         name: [rule.row() for rule in lower[name] if not rule.passed] for name in lower if name not in precisions
     }
     report["figures"] = _without_nan(_figures(measured, best, groups, audited))
-    report["tables"] = _tables(measured, best, audited, groups, inputs)
+    by_group = subgroup_table(groups, measured.cases(ADULT, best.said), recipe.gate)
+    unknown = unknown_table(measured.data)
+    report["tables"] = _tables(measured, best, audited, (by_group, unknown), inputs)
+    report["limits"] = limits(by_group, unknown)
     report["curves"] = _curves(measured) | {"attribution": audited.maps}
     report["worst_cases"] = _worst_cases(measured, best.said)
     write_json(out / "gate-report.json", report)
@@ -249,7 +256,7 @@ def _groups(measured: Measurement, said: Predictions) -> list[Subgroup]:
 
 
 def _tables(
-    measured: Measurement, best: Measured, audited: Audit, groups: Sequence[Subgroup], inputs: Inputs
+    measured: Measurement, best: Measured, audited: Audit, grouped: Sequence[Table], inputs: Inputs
 ) -> list[dict[str, Any]]:
     recipe, data = measured.recipe, measured.data
     names = {"fp32": "student FP32", "int8": "student INT8", "fp16": "student FP16"}
@@ -265,12 +272,13 @@ def _tables(
         ),
         lung_table(best.said, data),
         comparison_table(models, data, recipe),
-        subgroup_table(groups),
+        *grouped,
         search_table(read_json(inputs.graphs / SEARCH_RECORD)),
         latency_table(measured.ratios, sizes),
         engine_table(read_json(inputs.engines / ENGINE_RECORD)),
         *audited.tables,
-        *guard_tables(best.said, data, best.wrong, measured.kinds, best.points[GUARD]),
+        *guard_tables(best.said, data, best.wrong, measured.kinds, best.points[GUARD], seed=recipe.pack.seed),
+        source_table(inputs.sources),
     ]
 
 

@@ -72,7 +72,7 @@ def test_domain_imports_numpy_and_the_standard_library_only() -> None:
 def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     """`insite --help` loads no engine, no database and no DICOM library."""
     heavy = {"onnxruntime", "sqlalchemy", "pydicom", "flask", "torch"}
-    code = f"import sys, appliance.cli; print(*sorted({heavy!r} & set(sys.modules)))"
+    code = f"import sys, appliance.cli.main; print(*sorted({heavy!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not result.stdout.strip()
 

@@ -119,4 +119,6 @@ def test_the_soak_says_how_much_the_daemon_grew(tmp_path: Path) -> None:
     arguments = ["--packs", str(tmp_path / "packs"), "--config", str(config), "--cycles", "10", "--requests", "800"]
     found = json.loads(insite("bench", "soak", *arguments).stdout)
     assert (found["cycles"], found["requests"], found["failures"]) == (10, 800, 0)
-    assert found["mib_at_the_end"] > 0
+    assert len(found["mib"]) == 6
+    assert min(found["mib"]) > 0
+    assert abs(found["growth"]) < 1

@@ -29,6 +29,9 @@ from appliance.settings import Settings
 IN_PROCESS = "appliance.inference.bench_in_process"
 BATCHES = (1, 2, 4, 8)
 MLSERVER_PORT = 21080
+PORTS_OF_ONE = 10
+PEERS: Mapping[str, Mapping[str, Any]] = {"mlserver": {}, "mlserver_tuned": {"parallel_workers": 0}}
+"""MLServer as it comes, and without the worker process that it hands each request to: that saves a copy."""
 OUTLASTS = 60.0
 """Seconds that background work may go on after what is measured beside it; it is ended then."""
 CLIENTS_A_PLACE = 3
@@ -44,6 +47,9 @@ GOALS: Mapping[str, tuple[str, float]] = {
     "errors_of_many_clients": ("<=", 0.0),
 }
 """What the daemon is built to reach on two cores with the chest radiograph pack; the table shows them beside it."""
+
+WITHOUT_GOAL = ("throughput_vs_in_process_side_by_side", "throughput_vs_mlserver_tuned")
+"""The harder comparisons: with one caller a core, as the daemon's lanes are, and with MLServer tuned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,7 @@ def bench_inference(settings: Settings, effort: Effort, peer: Path | None) -> di
     """
     pack = first_pack(settings)
     raw: dict[str, Any] = {"machine": {"cpus": usable_cpus(), "load_before": os.getloadavg()[0]}, "left_out": {}}
-    ratios: dict[str, float | None] = dict.fromkeys(GOALS)
+    ratios: dict[str, float | None] = dict.fromkeys((*GOALS, *WITHOUT_GOAL))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="insite-bench-")))
         state = folder / "state"
@@ -108,9 +114,9 @@ def bench_inference(settings: Settings, effort: Effort, peer: Path | None) -> di
         subject = _subject(pack, daemon, settings)
         raw["subject"] = {"pack": pack.manifest.digest, "encoder": subject.graph.name, "threads": subject.threads}
         run = _Run(daemon, subject, effort, _best_in_process(subject, raw), ratios, raw)
-        with _peer(peer, subject, folder, raw) as other:
-            _throughput(run, other)
-            _processor_time(run, other)
+        with _peers(peer, subject, folder, raw) as others:
+            _throughput(run, others)
+            _processor_time(run, others)
         _overhead(run)
         _urgent(run)
         _heads(run)
@@ -129,6 +135,9 @@ def table_of(found: Mapping[str, Any]) -> Table:
         else:
             reached = value >= goal if sign == ">=" else value <= goal
             table.add_row(name, f"{value:.2f}", f"{sign} {goal:g}", "" if reached else "missed in this run")
+    for name in WITHOUT_GOAL:
+        value = found["ratios"][name]
+        table.add_row(name, "not measured" if value is None else f"{value:.2f}", "", "")
     return table
 
 
@@ -160,6 +169,7 @@ def _precision(daemon: Running, manifest: PackManifest) -> str:
 
 
 def _best_in_process(subject: _Subject, raw: dict[str, Any]) -> dict[str, Any]:
+    """The batch and threads at which one caller of `session.run` gets most done."""
     sweep = {"threads": sorted({1, subject.threads}), "batches": BATCHES, "spins": [True, False], "seconds": 0.7}
     table = child_json(IN_PROCESS, _in_process(subject) | sweep)
     keys = ("threads", "batch", "spin", "images_per_second")
@@ -168,8 +178,9 @@ def _best_in_process(subject: _Subject, raw: dict[str, Any]) -> dict[str, Any]:
     return {"threads": [best["threads"]], "batches": [best["batch"]], "spins": [best["spin"]]}
 
 
-def _throughput(run: _Run, other: Running | None) -> None:
+def _throughput(run: _Run, others: Mapping[str, Running]) -> None:
     many = {"clients": run.effort.clients, "seconds": run.effort.seconds}
+    side_by_side = {"threads": [1], "batches": [1], "spins": [False], "callers": run.subject.threads}
     rounds: list[dict[str, float]] = []
     for _ in range(run.effort.rounds):
         alone = _alone(run, **run.best, seconds=run.effort.seconds)
@@ -178,17 +189,22 @@ def _throughput(run: _Run, other: Running | None) -> None:
             "shared": _rate(_load(run, **many, shared=True)),
             "inline": _rate(_load(run, **many)),
         }
-        if other is not None:
-            each["mlserver"] = _rate(_load(run, **many, target=other.target, models=("encoder",)))
+        beside = _alone(run, **side_by_side, seconds=run.effort.seconds)
+        each["in_process_side_by_side"] = float(beside["images_per_second"])
+        for name, other in others.items():
+            each[name] = _rate(_load(run, **many, target=other.target, models=("encoder",)))
         rounds.append(each)
     run.raw["throughput"] = rounds
-    run.ratios["throughput_vs_in_process"] = _median(each["shared"] / each["in_process"] for each in rounds)
-    run.ratios["throughput_vs_in_process_inline"] = _median(each["inline"] / each["in_process"] for each in rounds)
-    if other is not None:
-        run.ratios["throughput_vs_mlserver"] = _median(each["inline"] / each["mlserver"] for each in rounds)
+    for ratio, ours, theirs in (
+        ("throughput_vs_in_process", "shared", "in_process"),
+        ("throughput_vs_in_process_inline", "inline", "in_process"),
+        ("throughput_vs_in_process_side_by_side", "shared", "in_process_side_by_side"),
+        *((f"throughput_vs_{name}", "inline", name) for name in others),
+    ):
+        run.ratios[ratio] = _median(each[ours] / each[theirs] for each in rounds)
 
 
-def _processor_time(run: _Run, other: Running | None) -> None:
+def _processor_time(run: _Run, others: Mapping[str, Running]) -> None:
     """Milliseconds of processor time that one request costs: hardly moved by what else the machine does.
 
     Both sides of a server are counted, its own and the clients'; the clients' start is taken off by a short run.
@@ -198,9 +214,9 @@ def _processor_time(run: _Run, other: Running | None) -> None:
     daemon = run.daemon
     found["shared"] = _processor_ms(daemon, _order(run, clients=run.effort.clients, shared=True), run.effort)
     found["inline"] = _processor_ms(daemon, _order(run, clients=run.effort.clients), run.effort)
-    if other is not None:
+    for name, other in others.items():
         foreign = _order(run, clients=run.effort.clients, target=other.target, models=("encoder",))
-        found["mlserver"] = _processor_ms(other, foreign, run.effort)
+        found[name] = _processor_ms(other, foreign, run.effort)
     run.raw["processor_ms_per_request"] = found
 
 
@@ -220,23 +236,25 @@ def _processor_ms(server: Running, order: dict[str, Any], effort: Effort) -> dic
 
 
 def _processor_seconds(server: Running) -> float:
-    times = psutil.Process(server.process.pid).cpu_times()
-    return float(times.user + times.system)
+    """Of a server and the processes that it started."""
+    process = psutil.Process(server.process.pid)
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return float(sum(each.user + each.system for each in times))
 
 
 def _overhead(run: _Run) -> None:
-    """One request at a time; both sides with the daemon's threads, which do not spin while they wait."""
+    """One request at a time, against in-process runs with as many threads, spinning or not, whichever is quicker."""
     seconds = run.effort.seconds / 2
     rounds = []
     for _ in range(run.effort.rounds):
-        alone = _alone(run, threads=[run.subject.threads], batches=[1], spins=[False], seconds=seconds)
+        alone = [
+            statistics.median(
+                _alone(run, threads=[run.subject.threads], batches=[1], spins=[spin], seconds=seconds)["milliseconds"]
+            )
+            for spin in (True, False)
+        ]
         served = _load(run, clients=1, seconds=seconds, shared=True)
-        rounds.append(
-            {
-                "in_process_ms": statistics.median(alone["milliseconds"]),
-                "served_ms": statistics.median(served["milliseconds"]),
-            }
-        )
+        rounds.append({"in_process_ms": min(alone), "served_ms": statistics.median(served["milliseconds"])})
     run.raw["overhead"] = rounds
     run.ratios["overhead_ms_batch1"] = _median(each["served_ms"] - each["in_process_ms"] for each in rounds)
 
@@ -309,13 +327,27 @@ def _crowd(run: _Run, folder: Path, settings: Settings) -> None:
 
 
 @contextmanager
-def _peer(python: Path | None, subject: _Subject, folder: Path, raw: dict[str, Any]) -> Iterator[Running | None]:
+def _peers(
+    python: Path | None, subject: _Subject, folder: Path, raw: dict[str, Any]
+) -> Iterator[Mapping[str, Running]]:
     if python is None or not python.exists():
-        raw["left_out"]["throughput_vs_mlserver"] = "no environment with MLServer: `make bench` makes one"
-        yield None
+        for name in PEERS:
+            raw["left_out"][f"throughput_vs_{name}"] = "no environment with MLServer: `make bench` makes one"
+        yield {}
         return
-    with mlserver(python, subject.graph, subject.threads, folder / "mlserver", MLSERVER_PORT) as running:
-        yield running
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(
+                mlserver(
+                    python,
+                    {"BENCH_GRAPH": str(subject.graph), "BENCH_THREADS": str(subject.threads)},
+                    folder / name,
+                    MLSERVER_PORT + PORTS_OF_ONE * number,
+                    settings,
+                )
+            )
+            for number, (name, settings) in enumerate(PEERS.items())
+        }
 
 
 def _load(run: _Run, **changes: Any) -> dict[str, Any]:

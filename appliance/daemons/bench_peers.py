@@ -78,8 +78,15 @@ def our_daemon(packs: Path, folder: Path, environment: Mapping[str, str]) -> Ite
 
 
 @contextmanager
-def mlserver(python: Path, graph: Path, threads: int, folder: Path, port: int) -> Iterator[Running]:
-    """MLServer with adaptive batching, in an environment of its own."""
+def mlserver(
+    python: Path, model: Mapping[str, str], folder: Path, port: int, settings: Mapping[str, Any]
+) -> Iterator[Running]:
+    """MLServer with adaptive batching, in an environment of its own.
+
+    Args:
+        model: What `MLSERVER_MODEL` reads from its environment.
+        settings: Of MLServer, beside addresses and the size of a message; none is how it comes.
+    """
     folder.mkdir()
     (folder / "encoder.py").write_text(MLSERVER_MODEL)
     (folder / "settings.json").write_text(
@@ -90,8 +97,8 @@ def mlserver(python: Path, graph: Path, threads: int, folder: Path, port: int) -
                 "http_port": port,
                 "grpc_port": port + 1,
                 "metrics_port": port + 2,
-                "parallel_workers": 0,
                 "grpc_max_message_length": -1,
+                **settings,
             }
         )
     )
@@ -105,7 +112,7 @@ def mlserver(python: Path, graph: Path, threads: int, folder: Path, port: int) -
             }
         )
     )
-    environment = {"BENCH_GRAPH": str(graph), "BENCH_THREADS": str(threads), "PYTHONPATH": str(folder)}
+    environment = {**model, "PYTHONPATH": str(folder)}
     command = [str(python), "-m", "mlserver.cli.main", "start", str(folder)]
     with _process(command, folder, environment) as process:
         target = f"127.0.0.1:{port + 1}"

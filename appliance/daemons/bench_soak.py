@@ -1,12 +1,15 @@
 """`insite bench soak`: whether the daemon grows, over many load and unload cycles and many requests.
 
-Growth is judged after a warm-up of a tenth of both: allocators and caches fill first. Memory is the daemon's resident
-set, the median of several looks.
+Cycles and requests come in rounds, and after each the daemon's resident set is looked at. From one look to the next it
+moves by a few percent, up and down, as allocators fill and give back; so growth is the median of the last third of the
+rounds against the median of the first third, after a warm-up, and every look is told.
 """
 
+import math
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,12 @@ from appliance.settings import Settings
 
 LOAD_SECONDS = 300.0
 LOOKS = 5
-WARM_UP_SHARE = 0.1
+MOST_ROUNDS, LEAST_ROUNDS, WARM_UP_ROUNDS = 33, 6, 3
+CYCLES_A_ROUND = 3
+"""At least, unless there are too few for a trend."""
 CLIENTS = 16
+FRESH_SHARE = 20
+"""Of so many requests one brings a new image; the others cost only a head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,39 +45,54 @@ def bench_soak(settings: Settings, soak: Soak) -> dict[str, Any]:
     """Load, unload and ask, and compare the daemon's memory before and after.
 
     Returns:
-        `{"growth", "mib_after_warm_up", "mib_at_the_end", "cycles", "requests", "failures"}`; growth as a part, 0.02
-        for 2 %.
+        `{"growth", "mib", "cycles", "requests", "failures"}`; growth as a part, 0.02 for 2 %; `mib` after each round.
 
     Raises:
         PackError: There is no pack.
     """
     manifest = first_pack(settings).manifest
+    mib: list[float] = []
+    failures = 0
     with (
         tempfile.TemporaryDirectory(prefix="insite-soak-") as folder,
         our_daemon(settings.packs_folder, Path(folder), trusted(settings)) as daemon,
     ):
-        failures = _through(daemon, manifest, soak, WARM_UP_SHARE)
-        before = _mib(daemon)
-        failures += _through(daemon, manifest, soak, 1.0)
-        after = _mib(daemon)
+        rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, soak.cycles // CYCLES_A_ROUND))
+        for number in range(rounds):
+            _cycle(daemon, manifest, _part(soak.cycles, number, rounds))
+            failures += _ask(daemon, manifest, _part(soak.requests, number, rounds))
+            mib.append(_mib(daemon))
     return {
-        "growth": after / before - 1,
-        "mib_after_warm_up": before,
-        "mib_at_the_end": after,
+        "growth": growth_of(mib),
+        "mib": mib,
         "cycles": soak.cycles,
         "requests": soak.requests,
         "failures": failures,
     }
 
 
-def _through(daemon: Running, manifest: PackManifest, soak: Soak, share: float) -> int:
-    """Cycles first, then requests: some on new images, most on one image, which cost only a head."""
+def growth_of(mib: Sequence[float]) -> float:
+    """How much more there is in the last third of the rounds than in the first, as a part; the warm-up left out."""
+    steady = mib[WARM_UP_ROUNDS:]
+    third = len(steady) // 3
+    return statistics.median(steady[-third:]) / statistics.median(steady[:third]) - 1
+
+
+def _part(whole: int, number: int, rounds: int) -> int:
+    """What one round does, so that all do the whole."""
+    return whole * (number + 1) // rounds - whole * number // rounds
+
+
+def _cycle(daemon: Running, manifest: PackManifest, cycles: int) -> None:
     with OipClient(daemon.target, LOAD_SECONDS) as client:
-        for _ in range(int(soak.cycles * share)):
+        for _ in range(cycles):
             client.unload_pack(manifest.name, LOAD_SECONDS)
             client.load_pack(manifest.name, LOAD_SECONDS)
+
+
+def _ask(daemon: Running, manifest: PackManifest, requests: int) -> int:
+    """Send requests by shared memory, and say how many failed."""
     spec = manifest.input
-    each = int(soak.requests * share) // CLIENTS
     order = {
         "target": daemon.target,
         "models": [manifest.model_name(manifest.guard)],
@@ -80,9 +102,13 @@ def _through(daemon: Running, manifest: PackManifest, soak: Soak, share: float) 
         "clients": CLIENTS,
         "shared": True,
     }
-    fresh = child_json(LOAD, order | {"count": each // 20})
-    known = child_json(LOAD, order | {"count": each - each // 20, "same_image": True})
-    return sum([*fresh["failures"].values(), *known["failures"].values()])
+    each = math.ceil(requests / CLIENTS)
+    fresh = math.ceil(each / FRESH_SHARE)
+    found = [
+        child_json(LOAD, order | {"count": fresh}),
+        child_json(LOAD, order | {"count": max(1, each - fresh), "same_image": True}),
+    ]
+    return sum(sum(one["failures"].values()) for one in found)
 
 
 def _mib(daemon: Running) -> float:

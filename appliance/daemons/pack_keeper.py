@@ -287,18 +287,28 @@ class PackKeeper:
             return {}
 
     def _write(self) -> None:
-        write_statuses(self._settings.state / PACKS_FILE, self.statuses())
+        try:
+            write_statuses(self._settings.state / PACKS_FILE, self.statuses())
+        except OSError as error:  # a full disk stops no inference; who serves is told over the protocol all the same
+            self._log.error("the list of packs can't be written", reason=str(error))
 
 
 def write_statuses(file: Path, statuses: Sequence[PackStatus]) -> None:
-    """Replace the list in one move, so that a reader finds the old one or the new one."""
+    """Replace the list in one move, so that a reader finds the old one or the new one.
+
+    Raises:
+        OSError: The disk is full or the folder can't be written; nothing is left half-written.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as stream:
-        json.dump([asdict(status) for status in statuses], stream, indent=2)
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(file)
+    try:
+        with draft.open("w", encoding="utf-8") as stream:
+            json.dump([asdict(status) for status in statuses], stream, indent=2)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _of_name(found: Sequence[VerifiedPack | PackProblem], name: str) -> Sequence[VerifiedPack]:

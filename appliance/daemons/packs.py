@@ -6,7 +6,7 @@ one take over, without a request lost; when they do not, the selection is put ba
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,22 @@ from appliance.settings import SHIPPED_PACKS, Settings
 
 LOAD_SECONDS = 300.0
 
+_Said = Mapping[tuple[str, int | None], Mapping[str, Any]]
+"""What the daemon last wrote of each release, by pack and release."""
+
 
 def list_packs(settings: Settings) -> Sequence[dict[str, Any]]:
     """Every installed release: name, release, digest, and the state with its reason, as `run/packs.json` has it."""
     folder = settings.packs_folder
     selection = read_selection(folder)
     found = _installed(settings)
-    newest: dict[str, int] = {}
+    said = _said_by_daemon(settings)
+    good: dict[str, set[int]] = {}
     for pack in found:
         if isinstance(pack, VerifiedPack):
-            newest[pack.manifest.name] = max(newest.get(pack.manifest.name, 0), pack.manifest.release)
-    said = _said_by_daemon(settings)
-    return [_line(each, selection, newest, said) for each in found]
+            good.setdefault(pack.manifest.name, set()).add(pack.manifest.release)
+    active = {name: _active(name, selection.get(name, Selected()), releases, said) for name, releases in good.items()}
+    return [_line(each, selection, active, said) for each in found]
 
 
 def verify(settings: Settings, folder: Path) -> VerifiedPack:
@@ -180,7 +184,7 @@ def _writable_folder(settings: Settings) -> Path:
     return folder
 
 
-def _said_by_daemon(settings: Settings) -> dict[tuple[str, int | None], dict[str, Any]]:
+def _said_by_daemon(settings: Settings) -> _Said:
     try:
         listed = json.loads((settings.state / "run" / "packs.json").read_text(encoding="utf-8"))
         return {(each["name"], each["release"]): each for each in listed}
@@ -188,18 +192,22 @@ def _said_by_daemon(settings: Settings) -> dict[tuple[str, int | None], dict[str
         return {}
 
 
+def _active(name: str, selected: Selected, good: set[int], said: _Said) -> int | None:
+    """The release that serves: the chosen one, or what stands in for one that is damaged or was refused."""
+    chosen = selected.active or max(good)
+    if chosen in good and said.get((name, chosen), {}).get("state") != "refused":
+        return chosen
+    return next((each for (pack, each), line in said.items() if pack == name and line.get("state") == "active"), None)
+
+
 def _line(
-    found: VerifiedPack | PackProblem,
-    selection: Any,
-    newest: dict[str, int],
-    said: dict[tuple[str, int | None], dict[str, Any]],
+    found: VerifiedPack | PackProblem, selection: Mapping[str, Selected], active: Mapping[str, int | None], said: _Said
 ) -> dict[str, Any]:
     if isinstance(found, PackProblem):
         return {"name": found.name, "release": None, "digest": "", "state": "refused", "reason": str(found.error)}
     manifest = found.manifest
-    selected: Selected = selection.get(manifest.name, Selected())
-    active = selected.active or newest[manifest.name]
-    state = {active: "active", selected.shadow: "shadow"}.get(manifest.release, "installed")
+    selected = selection.get(manifest.name, Selected())
+    state = {active[manifest.name]: "active", selected.shadow: "shadow"}.get(manifest.release, "installed")
     by_daemon = said.get((manifest.name, manifest.release), {})
     reason = by_daemon.get("reason", "") if by_daemon.get("state") == "refused" else ""
     return {

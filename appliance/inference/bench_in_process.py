@@ -1,13 +1,15 @@
 """ONNX Runtime without any server, in a process of its own: what `insite bench inference` compares the daemon with.
 
 Reads one JSON object from standard input, writes one to standard output: `{"graph", "outputs", "heads", "threads",
-"batches", "spins", "seconds"}` gives images a second and milliseconds a run for every setting that was asked for.
+"batches", "spins", "seconds", "callers"}` gives images a second and milliseconds a run for every setting that was asked
+for.
 """
 
 import itertools
 import json
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +39,14 @@ def measured(order: dict[str, Any]) -> list[dict[str, Any]]:
         heads = [session_of(Path(head), threads, spin=spin) for head in order.get("heads", [])]
         for batch in order["batches"]:
             images = np.random.default_rng(0).integers(0, 256, (batch, 1, order["rows"], order["columns"]), np.uint8)
-            times, processor = _times(encoder, heads, images, order)
+            callers = order.get("callers", 1)
+            times, processor = _times_of(callers, encoder, heads, images, order)
             found.append(
                 {
                     "threads": threads,
                     "spin": spin,
                     "batch": batch,
-                    "images_per_second": batch * len(times) / sum(times),
+                    "images_per_second": batch * len(times) / sum(times) * callers,
                     "processor_ms": processor / (batch * len(times)) * 1000,
                     "milliseconds": [seconds * 1000 for seconds in times],
                 }
@@ -51,22 +54,37 @@ def measured(order: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _times(
+def _times_of(
+    callers: int,
     encoder: onnxruntime.InferenceSession,
     heads: list[onnxruntime.InferenceSession],
     images: Array,
     order: dict[str, Any],
 ) -> tuple[list[float], float]:
-    """Seconds of each run, and of the processor in all."""
+    """Seconds of each run of every caller, and of the processor in all."""
     for _ in range(FIRST_RUNS):
         _run(encoder, heads, images, order)
+    processor = time.process_time()
+    with ThreadPoolExecutor(callers) as pool:
+        each = [pool.submit(_times, encoder, heads, images, order) for _ in range(callers)]
+        times = [seconds for one in each for seconds in one.result()]
+    return times, time.process_time() - processor
+
+
+def _times(
+    encoder: onnxruntime.InferenceSession,
+    heads: list[onnxruntime.InferenceSession],
+    images: Array,
+    order: dict[str, Any],
+) -> list[float]:
+    """Seconds of each run."""
     times: list[float] = []
-    begin, processor = time.perf_counter(), time.process_time()
+    begin = time.perf_counter()
     while not times or time.perf_counter() - begin < order["seconds"]:
         start = time.perf_counter()
         _run(encoder, heads, images, order)
         times.append(time.perf_counter() - start)
-    return times, time.process_time() - processor
+    return times
 
 
 def _run(

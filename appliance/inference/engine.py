@@ -1,6 +1,7 @@
 """The contract of every runtime: load a graph, run it on named tensors, let it go."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 from appliance.domain.manifest import TensorSpec
@@ -76,4 +77,18 @@ class HoldsThreads(Protocol):
 
     def for_heads(self) -> Runtime:
         """The same runtime, for the small graphs that follow an encoder."""
+        ...
+
+
+@runtime_checkable
+class SideBySide(Protocol):
+    """A runtime whose engines compute several batches at once in the time of one: on a CPU, one on each core."""
+
+    @property
+    def lanes(self) -> int:
+        """How many batches."""
+        ...
+
+    def working(self) -> AbstractContextManager[None]:
+        """Entered for as long as a batch is worked on: who works alone takes the whole device, others a lane each."""
         ...

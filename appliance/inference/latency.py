@@ -18,22 +18,31 @@ LONGEST_DELAY = 0.002
 
 
 def latency_table(pack: LoadedPack, rounds: int = ROUNDS) -> dict[int, float]:
-    """Seconds of one batch by its size: the shortest of several runs, because a machine is only ever disturbed."""
+    """Seconds of one batch by its size, as it takes while every lane of the device has one.
+
+    The shortest of several runs, because a machine is only ever disturbed.
+    """
     spec = pack.manifest.input
     table = {}
-    for batch in BATCHES:
-        images = np.full((batch, 1, spec.rows, spec.columns), 128, np.uint8)
-        pack.encode_seconds(images)
-        table[batch] = min(pack.encode_seconds(images) for _ in range(rounds))
+    with pack.crowded():
+        for batch in BATCHES:
+            images = np.full((batch, 1, spec.rows, spec.columns), 128, np.uint8)
+            pack.encode_seconds(images)
+            table[batch] = min(pack.encode_seconds(images) for _ in range(rounds))
     return table
 
 
-def batching_from(table: Mapping[int, float]) -> Batching:
-    """The smallest batch beyond which an image gets hardly cheaper, and how long to wait for it."""
+def batching_from(table: Mapping[int, float], lanes: int = 1) -> Batching:
+    """The smallest batch beyond which an image gets hardly cheaper, and how long to wait for it.
+
+    Args:
+        table: Seconds of a batch by its size, on one lane.
+        lanes: How many batches the device computes at once.
+    """
     sizes = sorted(table)
     preferred = sizes[0]
     for size in sizes[1:]:
         if table[size] / size < WORTH * table[preferred] / preferred:
             preferred = size
     delay = 0.0 if preferred == 1 else min(LONGEST_DELAY, DELAY_SHARE * table[preferred])
-    return Batching(preferred, delay, table[preferred] / preferred)
+    return Batching(preferred, delay, table[preferred] / preferred / lanes)

@@ -2,8 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import numpy as np
 
@@ -11,10 +11,10 @@ from appliance.domain.errors import InferenceError, PackContentError, UnknownMod
 from appliance.domain.findings import ModelProvenance
 from appliance.domain.manifest import EncoderVariant, InputSpec, PackManifest, TaskManifest, TensorSpec, VerifiedPack
 from appliance.domain.ports import Answer
-from appliance.inference.engine import Engine, HoldsThreads, Runtime
+from appliance.inference.engine import Engine, HoldsThreads, Runtime, SideBySide
 from appliance.inference.features import EmbeddingCache, FeatureRow
 from appliance.inference.question import Question
-from appliance.inference.scheduler import Batching
+from appliance.inference.scheduler import Batching, Place
 from appliance.inference.tensors import MAX_BATCH, Array, Tensor, described, fits, is_finite
 
 EMBEDDING = "embedding"
@@ -25,7 +25,9 @@ CACHED_IMAGES = 16
 
 
 class LoadedPack:
-    """The engines of one pack; one thread asks it, and whoever made it closes it.
+    """The engines of one pack; whoever made it closes it.
+
+    Several threads may ask it, but no two at once about the same image: the second would encode it again.
 
     `batching` says how questions are best put together; whoever measured it sets it.
 
@@ -49,6 +51,8 @@ class LoadedPack:
         self._cache = EmbeddingCache(CACHED_IMAGES)
         self.batching = Batching()
         variant, runtime = choice
+        self.place = place_of(runtime)
+        self._working = runtime.working if isinstance(runtime, SideBySide) else nullcontext
         for_heads = runtime.for_heads() if isinstance(runtime, HoldsThreads) else runtime
         with ExitStack() as loading:
             self._encoder = _load(pack, variant.file, variant.precision, runtime)
@@ -102,6 +106,12 @@ class LoadedPack:
         self._encoder.run_on_device({self._manifest.input.name: images})
         return self._clock() - started
 
+    @contextmanager
+    def crowded(self) -> Iterator[None]:
+        """Until the end of the `with`, encode as while other lanes have work too."""
+        with self._working(), self._working():
+            yield
+
     def answer(self, questions: Sequence[tuple[Question, tuple[str, ...]]]) -> None:
         """Answer questions together: the encoder sees each image once, each head its images at once.
 
@@ -109,6 +119,10 @@ class LoadedPack:
             questions: Each with the content digests of its images. Every question is settled, whatever happens; one
                 that fails takes no other along.
         """
+        with self._working():
+            self._answer(questions)
+
+    def _answer(self, questions: Sequence[tuple[Question, tuple[str, ...]]]) -> None:
         rows, spoilt = self._features(questions)
         for model in dict.fromkeys(question.model for question, _ in questions):
             asked = [(question, digests) for question, digests in questions if question.model == model]
@@ -280,6 +294,11 @@ def choices_of(manifest: PackManifest, runtimes: Sequence[Runtime]) -> tuple[tup
     return tuple(
         (variant, runtime) for variant in manifest.variants for runtime in runtimes if runtime.name in variant.runtimes
     )
+
+
+def place_of(runtime: Runtime) -> Place:
+    """Where a runtime's engines compute: the GPU takes one batch at a time, whoever's it is."""
+    return Place("cpu", runtime.lanes) if isinstance(runtime, SideBySide) else Place("device")
 
 
 def tensor_of_input(spec: InputSpec) -> TensorSpec:

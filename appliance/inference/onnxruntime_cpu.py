@@ -1,13 +1,16 @@
 """The engine that every machine has: ONNX Runtime on the CPU."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from threading import Lock
 from typing import Any
 
 import onnxruntime
 
-from appliance.domain.errors import InferenceError, InferenceUnavailableError, PackContentError
+from appliance.domain.errors import InferenceError, PackContentError
 from appliance.domain.manifest import TensorSpec
-from appliance.inference.tensors import Array, Tensor, check_inputs
+from appliance.inference.described_engine import DescribedEngine, Description
+from appliance.inference.tensors import MAX_BATCH, Array, Tensor
 
 NAME = "onnxruntime-cpu"
 
@@ -26,11 +29,12 @@ _DATATYPES = {
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
 }
-DYNAMIC_BLOCKS = 4
 LARGE_BATCH = 4
 HEAD_THREADS = 2
 """Threads of a head's run. Each session has a pool of its own: with the encoder's number, a pack of four tasks would
 hold five pools, on sixteen CPUs 75 threads of the 128 tasks that the daemon's unit allows."""
+MOST_LANES = MAX_BATCH
+"""Batches at once: as many as one request may hold images; each is a thread of the 128 as well."""
 _FATAL_ONLY = 4
 """ONNX Runtime's severity level; its errors reach us as exceptions, and our log from there."""
 
@@ -51,19 +55,57 @@ FAILURES = (
 UnicodeDecodeError what a message becomes that quotes a damaged name."""
 
 
+class Crowd:
+    """How many batches are worked on at this moment."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._count = 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is one at most."""
+        return self._count <= 1
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Count one from here to the end of the `with`."""
+        with self._lock:
+            self._count += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._count -= 1
+
+
 class OnnxRuntimeCpu:
-    """Makes engines that share a number of threads among the operators of one graph.
+    """Makes engines that use a number of threads.
+
+    A batch that is worked on alone is computed by all threads together, which answers soonest. Of several at once each
+    is computed by one thread: none waits for another after each operator, so that more get done.
 
     Args:
         threads: Threads of one run, at least 1.
+        crowd: Counts the batches that are worked on.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, crowd: Crowd | None = None) -> None:
         self._threads = threads
+        self._crowd = crowd or Crowd()
 
     def for_heads(self) -> "OnnxRuntimeCpu":
         """The same with few threads; see `HoldsThreads`."""
-        return OnnxRuntimeCpu(min(self._threads, HEAD_THREADS))
+        return OnnxRuntimeCpu(min(self._threads, HEAD_THREADS), self._crowd)
+
+    @property
+    def lanes(self) -> int:
+        """One a thread; see `SideBySide`."""
+        return min(self._threads, MOST_LANES)
+
+    def working(self) -> AbstractContextManager[None]:
+        """See `SideBySide`."""
+        return self._crowd.one_more()
 
     @property
     def name(self) -> str:
@@ -77,57 +119,54 @@ class OnnxRuntimeCpu:
 
     def load(self, graph: bytes, *, title: str, precision: str) -> "OnnxRuntimeCpuEngine":
         """Make an engine; see `Runtime.load`."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = _FATAL_ONLY
-        # Idle threads must not spin: the node, the worker and the database live on the same CPUs.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Operators are cut into blocks that threads take as they come: one that is held up does not hold up the others.
-        options.add_session_config_entry("session.dynamic_block_base", str(DYNAMIC_BLOCKS))
         try:
-            session = onnxruntime.InferenceSession(graph, options, providers=list(_PROVIDERS), enable_fallback=0)
-            return OnnxRuntimeCpuEngine(session, title, precision)
+            together = _session(graph, self._threads)
+            apart = _session(graph, 1) if self._threads > 1 else together
+            return OnnxRuntimeCpuEngine(together, apart, self._crowd, title=title, precision=precision)
         except FAILURES as error:
             raise PackContentError(
                 f"ONNX Runtime can't load {title}: {error}.", "Build the pack again for this software."
             ) from error
 
 
-class OnnxRuntimeCpuEngine:
-    """One ONNX Runtime session."""
+def _session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _FATAL_ONLY
+    # Threads wait for each other by spinning while a graph runs, and never between runs: the node, the worker and the
+    # database live on the same CPUs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime.InferenceSession(graph, options, providers=list(_PROVIDERS), enable_fallback=0)
 
-    def __init__(self, session: onnxruntime.InferenceSession, title: str, precision: str) -> None:
-        self._session: onnxruntime.InferenceSession | None = session
-        self._title = title
-        self._precision = precision
-        self._inputs = specs_of(session.get_inputs())
-        self._outputs = specs_of(session.get_outputs())
+
+class OnnxRuntimeCpuEngine(DescribedEngine):
+    """One graph in two sessions: of all threads together, and of the one thread that asks.
+
+    Args:
+        together, apart: The sessions; one and the same where there is one thread.
+        crowd: Says which of them runs.
+    """
+
+    def __init__(
+        self,
+        together: onnxruntime.InferenceSession,
+        apart: onnxruntime.InferenceSession,
+        crowd: Crowd,
+        *,
+        title: str,
+        precision: str,
+    ) -> None:
+        inputs, outputs = specs_of(together.get_inputs()), specs_of(together.get_outputs())
+        super().__init__(Description(NAME, title, precision, inputs, outputs))
+        self._sessions: tuple[onnxruntime.InferenceSession, onnxruntime.InferenceSession] | None = (together, apart)
+        self._crowd = crowd
         # A burst of large batches must not keep its memory for good; a small batch would pay for it at each run.
         self._large = onnxruntime.RunOptions()
         self._large.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._small = onnxruntime.RunOptions()
-
-    @property
-    def runtime(self) -> str:
-        """The runtime's name."""
-        return NAME
-
-    @property
-    def precision(self) -> str:
-        """What the graph computes in."""
-        return self._precision
-
-    @property
-    def inputs(self) -> Sequence[TensorSpec]:
-        """The graph's inputs."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> Sequence[TensorSpec]:
-        """The graph's outputs."""
-        return self._outputs
 
     def run_on_device(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The host's memory is the device's; see `Engine.run_on_device`."""
@@ -135,20 +174,18 @@ class OnnxRuntimeCpuEngine:
 
     def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Array]:
         """Compute all outputs; see `Engine.run`."""
-        session = self._session
-        if session is None:
-            raise InferenceUnavailableError(f"{self._title} is closed.", "Ask again when the pack is loaded.")
-        check_inputs(self._inputs, inputs, self._title)
-        names = [spec.name for spec in self._outputs]
+        together, apart = self.ready(self._sessions, inputs)
+        names = [spec.name for spec in self._is.outputs]
+        session = together if self._crowd.alone else apart
         try:
             arrays = session.run(names, dict(inputs), self._large if _is_large(inputs) else self._small)
         except FAILURES as error:
-            raise InferenceError(f"ONNX Runtime failed on {self._title}: {error}.", "See the log.") from error
+            raise InferenceError(f"ONNX Runtime failed on {self._is.title}: {error}.", "See the log.") from error
         return dict(zip(names, arrays, strict=True))
 
     def close(self) -> None:
         """Let the session go."""
-        self._session = None
+        self._sessions = None
 
 
 def _is_large(inputs: Mapping[str, Tensor]) -> bool:

@@ -1,15 +1,15 @@
 """ONNX Runtime on the GPU, its tensors bound where they lie: features never leave the device between two graphs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from appliance.domain.errors import InferenceError, InferenceUnavailableError, PackContentError
-from appliance.domain.manifest import TensorSpec
+from appliance.domain.errors import InferenceError, PackContentError
+from appliance.inference.described_engine import DescribedEngine, Description
 from appliance.inference.onnxruntime_cpu import FAILURES, specs_of
-from appliance.inference.tensors import DTYPES, Array, Tensor, check_inputs
+from appliance.inference.tensors import DTYPES, Array, Tensor
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
@@ -75,37 +75,14 @@ class OnnxRuntimeCuda:
             ) from error
 
 
-class OnnxRuntimeCudaEngine:
+class OnnxRuntimeCudaEngine(DescribedEngine):
     """One session whose inputs and outputs are bound."""
 
     def __init__(self, session: Any, title: str, precision: str, runtime: str, device: str) -> None:
+        inputs, outputs = specs_of(session.get_inputs()), specs_of(session.get_outputs())
+        super().__init__(Description(runtime, title, precision, inputs, outputs))
         self._session: Any = session
-        self._title = title
-        self._precision = precision
-        self._runtime = runtime
         self._device = device
-        self._inputs = specs_of(session.get_inputs())
-        self._outputs = specs_of(session.get_outputs())
-
-    @property
-    def runtime(self) -> str:
-        """The runtime's name."""
-        return self._runtime
-
-    @property
-    def precision(self) -> str:
-        """What the graph computes in."""
-        return self._precision
-
-    @property
-    def inputs(self) -> Sequence[TensorSpec]:
-        """The graph's inputs."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> Sequence[TensorSpec]:
-        """The graph's outputs."""
-        return self._outputs
 
     def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Array]:
         """Compute all outputs and bring them to the host; see `Engine.run`."""
@@ -120,10 +97,7 @@ class OnnxRuntimeCudaEngine:
         self._session = None
 
     def _computed(self, inputs: Mapping[str, Tensor]) -> dict[str, OrtTensor]:
-        session = self._session
-        if session is None:
-            raise InferenceUnavailableError(f"{self._title} is closed.", "Ask again when the pack is loaded.")
-        check_inputs(self._inputs, inputs, self._title)
+        session = self.ready(self._session, inputs)
         binding = session.io_binding()
         for name, tensor in inputs.items():
             if isinstance(tensor, OrtTensor):
@@ -131,15 +105,15 @@ class OnnxRuntimeCudaEngine:
             else:
                 array = tensor if isinstance(tensor, np.ndarray) else tensor.on_host()
                 binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        for spec in self._outputs:
+        for spec in self._is.outputs:
             binding.bind_output(spec.name, self._device)
         try:
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
         except FAILURES as error:
-            raise InferenceError(f"ONNX Runtime failed on {self._title}: {error}.", "See the log.") from error
+            raise InferenceError(f"ONNX Runtime failed on {self._is.title}: {error}.", "See the log.") from error
         values = binding.get_outputs()
         return {
             spec.name: OrtTensor(value, DTYPES[spec.datatype])
-            for spec, value in zip(self._outputs, values, strict=True)
+            for spec, value in zip(self._is.outputs, values, strict=True)
         }

@@ -25,7 +25,7 @@ from appliance.domain.manifest import TensorSpec, VerifiedPack
 from appliance.domain.ports import Answer, ServedModel
 from appliance.inference.cpus import run_threads
 from appliance.inference.engine import Runtime
-from appliance.inference.lane import Lane
+from appliance.inference.lanes import Lanes
 from appliance.inference.latency import batching_from, latency_table
 from appliance.inference.loaded_pack import LoadedPack, choices_of, tensor_of_input
 from appliance.inference.onnxruntime_cpu import OnnxRuntimeCpu
@@ -102,7 +102,7 @@ class PackRunner:
         self.differences = ShadowComparison()
         self._swapping = Lock()
         self.statistics = Statistics()
-        self._lane = Lane(limits or QueueLimits(), self._work, self._give_up, clock)
+        self._lanes = Lanes(limits or QueueLimits(), self._work, self._give_up, clock)
         try:
             for pack in packs:
                 self.add(pack)
@@ -155,14 +155,14 @@ class PackRunner:
     def measure(self, name: str) -> Batching:
         """Measure a pack's latency table and batch by it from now on; the pack must not serve yet."""
         pack = self._packs[name]
-        self.set_batching(name, batching_from(latency_table(pack)))
+        self.set_batching(name, batching_from(latency_table(pack), pack.place.lanes))
         return pack.batching
 
     def set_batching(self, name: str, batching: Batching) -> None:
         """Batch a pack's questions as was measured before."""
         pack = self._packs[name]
         pack.batching = batching
-        self._lane.set_batching(pack, batching)
+        self._lanes.set_batching(pack, batching)
 
     def adopt(self, other: "PackRunner", name: str) -> None:
         """Serve the pack of this name that another runner loaded, in place of our own, without dropping a request.
@@ -170,7 +170,7 @@ class PackRunner:
         Who asked the old one before is answered by the old one; it is closed when the last of them has been.
         """
         pack = other.give(name)
-        self._lane.set_batching(pack, pack.batching)
+        self._lanes.set_batching(pack, pack.batching)
         with self._swapping:
             before = self._packs.get(name)
             self._packs = {**self._packs, name: pack}
@@ -182,7 +182,7 @@ class PackRunner:
         with self._swapping:
             pack = self._packs[name]
             self._packs = {each: loaded for each, loaded in self._packs.items() if each != name}
-        self._lane.drain(pack)
+        self._lanes.drain(pack)
         return pack
 
     def remove(self, name: str) -> None:
@@ -195,7 +195,7 @@ class PackRunner:
 
     def close(self) -> None:
         """Answer who waits, then let all packs go."""
-        self._lane.close()
+        self._lanes.close()
         packs, self._packs = [*self._packs.values(), *self._shadows.values()], {}
         self._shadows = {}
         for pack in packs:
@@ -247,11 +247,11 @@ class PackRunner:
             pack, question, digests = self._question(model, version, tensors, settle)
             seconds = (urgency or Urgency()).seconds
             deadline = None if seconds is None else self._clock() + seconds
-            ask = Ask(pack, digests, (urgency or Urgency()).priority, deadline, question)
+            ask = Ask(pack, digests, (urgency or Urgency()).priority, deadline, question, pack.place)
             with self._swapping:
                 # A pack that was swapped meanwhile is being drained: the question is for its successor.
                 if self._packs.get(pack.manifest.name) is pack:
-                    self._lane.submit(ask)
+                    self._lanes.submit(ask)
                     return ask
 
     def _question(
@@ -271,7 +271,7 @@ class PackRunner:
         """Let a pack that another runner loaded answer unseen what ours of the same name answers."""
         pack = other.give(name)
         self.drop_shadow(name)
-        self._lane.set_batching(pack, pack.batching)
+        self._lanes.set_batching(pack, pack.batching)
         self._shadows = {**self._shadows, name: pack}
 
     def drop_shadow(self, name: str) -> None:
@@ -288,7 +288,7 @@ class PackRunner:
 
     def cancel(self, ask: Ask) -> bool:
         """Take a question back; False when it is being answered or is answered."""
-        return self._lane.cancel(ask)
+        return self._lanes.cancel(ask)
 
     def served(self) -> Sequence[ServedModel]:
         """The models that are ready, sorted by name."""
@@ -317,7 +317,7 @@ class PackRunner:
     @property
     def waiting_images(self) -> int:
         """Images in the queue."""
-        return self._lane.waiting_images
+        return self._lanes.waiting_images
 
     def _load(self, pack: VerifiedPack, choice: Choice | None) -> LoadedPack:
         able = choices_of(pack.manifest, self._runtimes)
@@ -338,7 +338,7 @@ class PackRunner:
         """Whether a shadow may answer too: never work of the background, never while much waits."""
         background = urgency is not None and urgency.priority is Priority.BACKGROUND
         known = model.partition(".")[2] in shadow.models
-        return known and not background and self._lane.waiting_images <= SHADOW_WAITS_FROM
+        return known and not background and self._lanes.waiting_images <= SHADOW_WAITS_FROM
 
     def _in_shadow(self, shadow: LoadedPack, model: str, tensors: Mapping[str, Array], unseen: Settle) -> None:
         images = tensors.get(shadow.manifest.input.name)
@@ -350,13 +350,14 @@ class PackRunner:
             question = Question(task, images, unseen, name=f"{model}@shadow")
             with self._swapping:
                 if self._shadows.get(shadow.manifest.name) is shadow:
-                    self._lane.submit(Ask(shadow, content_digests(images), Priority.BACKGROUND, None, question))
+                    digests = content_digests(images)
+                    self._lanes.submit(Ask(shadow, digests, Priority.BACKGROUND, None, question, shadow.place))
         except InferenceError as error:
             unseen(None, error)
 
     def _retire(self, pack: LoadedPack) -> None:
-        self._lane.drain(pack)
-        self._lane.set_batching(pack, None)
+        self._lanes.drain(pack)
+        self._lanes.set_batching(pack, None)
         pack.close()
 
     def _find(self, model: str, version: str) -> tuple[LoadedPack, str]:

@@ -1,4 +1,4 @@
-"""Decides what runs next on a device: a bounded queue with classes, ageing, deadlines and batches.
+"""Decides what runs next, and where: a bounded queue with classes, ageing, deadlines and batches.
 
 It holds no thread, no lock and no clock of its own: whoever owns it says what time it is, so that a test can hold time
 still. It knows neither packs nor connections: a `key` says which asks may run together, `contents` which share work.
@@ -8,7 +8,8 @@ import enum
 import heapq
 import itertools
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +57,17 @@ class Batching:
     image_seconds: float = 0.01
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where work is done: a device, and how many batches it computes side by side without slowing each."""
+
+    device: str = ""
+    lanes: int = 1
+
+
+ONE_LANE = Place()
+
+
 @dataclass(eq=False, slots=True)
 class Ask:
     """Work for one caller.
@@ -63,6 +75,7 @@ class Ask:
     Attributes:
         key: Asks of the same key may share a batch.
         contents: One digest per image.
+        place: Where it runs.
         deadline: On the owner's clock; None waits for ever.
         payload: The owner's own.
         arrived: On the owner's clock, set when it is queued.
@@ -73,6 +86,7 @@ class Ask:
     priority: Priority = Priority.ROUTINE
     deadline: float | None = None
     payload: Any = None
+    place: Place = ONE_LANE
     arrived: float = 0.0
     waiting: bool = field(default=False, init=False)
 
@@ -87,10 +101,11 @@ class Taken:
 
 
 _Entry = tuple[float, int, Ask]
+_Able = Callable[[Ask], bool]
 
 
 class BatchQueue:
-    """The queue of one device; its owner guards it against concurrent use.
+    """The queue of one process; its owner guards it against concurrent use.
 
     Args:
         limits: How much may wait.
@@ -163,17 +178,24 @@ class BatchQueue:
         self._leave(ask)
         return True
 
-    def take(self, now: float) -> Taken:
-        """The next batch; with nothing to run, when to look again (None: when something is put)."""
+    def take(self, now: float, under_way: Sequence[Sequence[Ask]] = ()) -> Taken:
+        """The next batch; with nothing to run, when to look again (None: when something is put or a batch ends).
+
+        Args:
+            under_way: The batches that run now. A device that is full takes nothing more, and who asks about an image
+                that is being encoded waits for its features.
+        """
         expired = tuple(ask for ask in self._waiting() if ask.deadline is not None and ask.deadline <= now)
         for ask in expired:
             self._leave(ask)
         self._drop_gone()
-        if not self._heap:
-            return Taken((), expired, None)
-        first = self._next()
+        able = _able_beside(under_way)
+        order = [entry[2] for entry in sorted(self._heap) if entry[2].waiting]
+        first = self._next(order, able)
+        if first is None:
+            return Taken((), expired, min(self._deadlines_in(now), default=None))
         batching = self._batching.get(first.key, Batching())
-        chosen = self._company(first, batching.preferred)
+        chosen = self._company(first, [ask for ask in order if ask.key == first.key and able(ask)], batching.preferred)
         if self._worth_waiting(first, chosen, batching, now):
             again_in = first.arrived + batching.max_delay_seconds - now
             return Taken((), expired, min([again_in, *self._deadlines_in(now)]))
@@ -184,28 +206,24 @@ class BatchQueue:
         self._drop_gone()
         return Taken(tuple(chosen), expired, None)
 
-    def _next(self) -> Ask:
+    def _next(self, order: Sequence[Ask], able: _Able) -> Ask | None:
         """Whose turn it is: by rank, but of those who aged past a STAT only one batch goes between two STAT batches.
 
         So a STAT waits for one batch that runs and one that aged, never for a whole backlog; and the backlog moves by a
         batch for each of STAT, however many of those come.
         """
-        first = self._heap[0][2]
-        if first.priority is Priority.STAT or self._after_stat:
+        first = next((ask for ask in order if able(ask)), None)
+        if first is None or first.priority is Priority.STAT or self._after_stat:
             return first
-        urgent = min(
-            (entry for entry in self._heap if entry[2].waiting and entry[2].priority is Priority.STAT), default=None
-        )
-        return first if urgent is None else urgent[2]
+        return next((ask for ask in order if ask.priority is Priority.STAT and able(ask)), first)
 
-    def _company(self, first: Ask, preferred: int) -> list[Ask]:
+    def _company(self, first: Ask, same_key: Sequence[Ask], preferred: int) -> list[Ask]:
         """The first ask with those that fill its batch, and those that look at the same images: they cost no encoder.
 
         A STAT batch takes only STAT along: others would make it longer.
         """
         chosen: list[Ask] = []
         contents: set[str] = set()
-        same_key = [entry[2] for entry in sorted(self._heap) if entry[2].waiting and entry[2].key == first.key]
         for ask in same_key:
             fresh = set(ask.contents) - contents
             fits = len(contents) + len(fresh) <= max(preferred, len(first.contents))
@@ -249,3 +267,16 @@ class BatchQueue:
         if len(self._heap) > 4 * (self._limits.images + 1):
             self._heap = [entry for entry in self._heap if entry[2].waiting]
             heapq.heapify(self._heap)
+
+
+def _able_beside(under_way: Sequence[Sequence[Ask]]) -> _Able:
+    """Who may run beside what runs already."""
+    if not under_way:
+        return lambda _: True
+    taken = Counter(batch[0].place.device for batch in under_way)
+    held = {(ask.key, content) for batch in under_way for ask in batch for content in ask.contents}
+
+    def able(ask: Ask) -> bool:
+        return taken[ask.place.device] < ask.place.lanes and not any((ask.key, each) in held for each in ask.contents)
+
+    return able

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from appliance.domain.engine_file import EngineHost, EngineMetadata, EngineRefusal
-from appliance.domain.errors import EngineFileError, InferenceError, InferenceUnavailableError, InvalidTensorError
+from appliance.domain.errors import EngineFileError, InferenceError, InvalidTensorError
 from appliance.domain.gpu import GpuState
 from appliance.domain.manifest import TensorSpec
 from appliance.inference.cuda import Cuda, DeviceArray
+from appliance.inference.described_engine import DescribedEngine, Description
 from appliance.inference.engine_file import checked_engine
 from appliance.inference.engine_store import EngineStore
-from appliance.inference.tensors import DTYPES, Array, Tensor, check_inputs
+from appliance.inference.tensors import DTYPES, Array, Tensor
 
 TENSORRT = "tensorrt"
 TENSORRT_RTX = "tensorrt-rtx"
@@ -150,7 +151,7 @@ class Served:
     precision: str
 
 
-class TensorRtEngine:
+class TensorRtEngine(DescribedEngine):
     """One engine with one execution context; made by `TensorRt.load`."""
 
     def __init__(self, library: Any, engine: Any, cuda: Cuda, served: Served) -> None:
@@ -159,33 +160,11 @@ class TensorRtEngine:
         self._engine: Any = engine
         self._context: Any = engine.create_execution_context()
         self._cuda = cuda
-        self._title = served.title
-        self._runtime = served.runtime
-        self._precision = served.precision
         names = [engine.get_tensor_name(position) for position in range(engine.num_io_tensors)]
         ins = library.TensorIOMode.INPUT
-        self._inputs = tuple(self._spec(name) for name in names if engine.get_tensor_mode(name) == ins)
-        self._outputs = tuple(self._spec(name) for name in names if engine.get_tensor_mode(name) != ins)
-
-    @property
-    def runtime(self) -> str:
-        """The runtime's name."""
-        return self._runtime
-
-    @property
-    def precision(self) -> str:
-        """What the engine computes in."""
-        return self._precision
-
-    @property
-    def inputs(self) -> Sequence[TensorSpec]:
-        """The engine's inputs."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> Sequence[TensorSpec]:
-        """The engine's outputs."""
-        return self._outputs
+        inputs = tuple(self._spec(name) for name in names if engine.get_tensor_mode(name) == ins)
+        outputs = tuple(self._spec(name) for name in names if engine.get_tensor_mode(name) != ins)
+        super().__init__(Description(served.runtime, served.title, served.precision, inputs, outputs))
 
     def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Array]:
         """Compute all outputs and bring them to the host; see `Engine.run`."""
@@ -203,24 +182,21 @@ class TensorRtEngine:
         self._engine = None
 
     def _computed(self, inputs: Mapping[str, Tensor]) -> dict[str, DeviceArray]:
-        context = self._context
-        if context is None:
-            raise InferenceUnavailableError(f"{self._title} is closed.", "Ask again when the pack is loaded.")
-        check_inputs(self._inputs, inputs, self._title)
+        context = self.ready(self._context, inputs)
         held = {name: self._on_device(tensor) for name, tensor in inputs.items()}
         for name, tensor in held.items():
             if not context.set_input_shape(name, tensor.shape):
                 raise InvalidTensorError(
-                    f"{self._title} takes no {list(tensor.shape)} for {name}.", "Send a smaller batch."
+                    f"{self._is.title} takes no {list(tensor.shape)} for {name}.", "Send a smaller batch."
                 )
             context.set_tensor_address(name, tensor.address)
         found: dict[str, DeviceArray] = {}
-        for spec in self._outputs:
+        for spec in self._is.outputs:
             shape = tuple(int(length) for length in context.get_tensor_shape(spec.name))
             found[spec.name] = DeviceArray(self._cuda, shape, DTYPES[spec.datatype])
             context.set_tensor_address(spec.name, found[spec.name].address)
         if not context.execute_async_v3(self._cuda.stream):
-            raise InferenceError(f"{self._runtime} failed on {self._title}.", "See the log.")
+            raise InferenceError(f"{self.runtime} failed on {self._is.title}.", "See the log.")
         self._cuda.synchronise()
         return found
 

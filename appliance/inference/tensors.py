@@ -76,12 +76,14 @@ def host_array(tensor: Tensor) -> Array:
 def is_finite(array: Array) -> bool:
     """Whether an array holds neither NaN nor infinity.
 
-    One sum tells nearly always: NaN and infinity survive it. Only a sum that overflowed needs a look at each element.
+    Its product with itself tells nearly always: NaN and infinity survive it, and nothing is faster. Only a product that
+    overflowed needs a look at each element.
     """
     if array.dtype.kind != "f":
         return True
+    flat = array.ravel()
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
+        return bool(np.isfinite(np.dot(flat, flat))) or bool(np.isfinite(array).all())
 
 
 def fits(spec: TensorSpec, array: Tensor) -> bool:

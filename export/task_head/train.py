@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from appliance.domain.manifest import OperatingPoint
 from export.learning import mask_loss, schedule
-from export.metrics import Interval, auc, bootstrap, dice, rate, threshold_for_sensitivity
+from export.metrics import Interval, auc, bootstrap, dice, sensitivity_and_specificity, threshold_for_sensitivity
 from export.progress import Progress
 from export.task_head.features import EMBEDDING, Half, Pictures
 from export.task_head.heads import EachAlone, ImageHead, MaskHead, VolumeHead, embedding_head
@@ -130,12 +130,10 @@ def _measured_scores(
     found = _area(recipe, served, pictures, said)
     threshold = threshold_for_sensitivity(*_scores(served, pictures, said, tune), recipe.gate.sensitivity)
     scores, labels = _scores(served, pictures, said, val)
-    positive = scores >= threshold
-    sensitivity = rate(int((positive & (labels > 0)).sum()), int((labels > 0).sum()))
-    specificity = rate(int((~positive & (labels == 0)).sum()), int((labels == 0).sum()))
+    sensitivity, specificity = sensitivity_and_specificity(scores >= threshold, labels, patients, recipe.training.seed)
     meaning = (
         f"On {len(val)} validation {what}, of {len(set(patients))} patients: sensitivity {sensitivity}, specificity "
-        f"{specificity} (95 % intervals); threshold chosen on {len(tune)} others. {NOT_HERE}"
+        f"{specificity} (95 % intervals by patient); threshold chosen on {len(tune)} others. {NOT_HERE}"
     )
     point = OperatingPoint(precision, threshold, None, meaning)
     return Measured("auc", found.value, found.low, found.high, len(val), len(set(patients)), point, volumes)

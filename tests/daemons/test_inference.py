@@ -69,6 +69,17 @@ def test_a_bad_pack_never_stops_the_others(tmp_path: Path) -> None:
     }
 
 
+def test_a_list_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
+    """With something in its way, as on a full disk, packs serve all the same; the log says so, no draft stays."""
+    pack = tiny_pack(tmp_path / "packs")
+    settings = settings_for(tmp_path, pack)
+    (settings.state / "run" / "packs.json").mkdir(parents=True)
+    with capture_logs() as log, running(settings) as client:
+        assert client.infer("chest-xray.guard", bright_picture()).provenance.release == 1
+    assert "the list of packs can't be written" in {line["event"] for line in log}
+    assert [each.name for each in (settings.state / "run").iterdir() if "packs.json" in each.name] == ["packs.json"]
+
+
 def test_of_two_releases_the_newest_good_one_serves(tmp_path: Path) -> None:
     """An older release stands by, and serves where the newer one is refused."""
     old = tiny_pack(tmp_path / "one")

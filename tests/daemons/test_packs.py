@@ -14,7 +14,7 @@ import pytest
 
 from appliance.daemons.packs import activate, install, list_packs, remove, rollback, shadow, verify
 from appliance.domain.errors import InferenceUnavailableError, InsiteError, PackError, SignatureError
-from appliance.governance.selection import FILE, Selected, read_selection
+from appliance.governance.selection import FILE, Selected, read_selection, write_selection
 from appliance.inference.client import OipClient
 from appliance.inference.generated import open_inference_pb2_grpc as oip_grpc
 from appliance.settings import Settings
@@ -155,6 +155,17 @@ def test_the_last_good_release_comes_back_by_itself(settings: Settings, second: 
     with running(settings) as client:
         assert client.infer("chest-xray.guard", bright_picture()).provenance.release == 1
     assert "MODEL_CARD.md" in next(each["reason"] for each in list_packs(settings) if each["state"] == "refused")
+    assert states(settings) == {1: "active", None: "refused"}
+
+
+def test_what_stands_in_for_a_refused_release_is_listed_as_active(settings: Settings, second: TinyPack) -> None:
+    """A release that is sound on disk but does not hold here is refused; the one before it serves, and is said to."""
+    spoilt(second)
+    install(settings, second.folder)
+    write_selection(settings.packs_folder, {"chest-xray": Selected(active=1).activated(2)})
+    with running(settings) as client:
+        assert client.infer("chest-xray.guard", bright_picture()).provenance.release == 1
+    assert states(settings) == {1: "active", 2: "refused"}
 
 
 def test_a_shadow_answers_unseen(settings: Settings, second: TinyPack) -> None:

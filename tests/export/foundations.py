@@ -1,8 +1,13 @@
-"""A recipe of three tiny random foundation teachers in their published layouts, for the tests that learn from them."""
+"""A recipe of three tiny random foundation teachers in their published layouts, for the tests that learn from them.
 
+`python -m tests.export.foundations FOLDER` writes recipe and checkpoints, for `insite-export bench --features`.
+"""
+
+import sys
 from pathlib import Path
 
 from export.artefacts import file_sha256
+from tests.export.conftest import RECIPE
 from tests.fakes import checkpoints
 
 AGGLOMERATION = """
@@ -30,6 +35,14 @@ def write_checkpoints(folder: Path) -> Path:
     return folder
 
 
+def write_question(folder: Path) -> tuple[Path, Path]:
+    """A recipe with the three teachers, and the folder of their checkpoints, for `insite-export bench --features`."""
+    checkpoints_folder = write_checkpoints(folder / "checkpoints")
+    recipe = folder / "recipe.toml"
+    recipe.write_text(three_teachers(RECIPE, checkpoints_folder))
+    return recipe, checkpoints_folder
+
+
 def three_teachers(recipe: str, folder: Path, *, steps: int = 6) -> str:
     """A recipe's text with the three teachers of a folder."""
     recipe = recipe.replace("starts_from_second_teacher = true", "starts_from_second_teacher = false")
@@ -42,3 +55,7 @@ def three_teachers(recipe: str, folder: Path, *, steps: int = 6) -> str:
         )
         parts.append(f"[foundation.digests]\n{digests}")
     return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    write_question(Path(sys.argv[1]))

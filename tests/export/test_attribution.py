@@ -1,22 +1,34 @@
 """Attribution finds the piece of the picture that a decision hangs on."""
 
 import numpy as np
+import pytest
 
-from export.attribution import PIECES, attribution
-from export.runner import Grey, Outputs
+from export.attribution import CONTROLS, EMBEDDING, PIECES, Attribution, attribution
+from export.runner import Floats, Grey, Outputs
 from export.tasks import ADULT, LUNGS
 
 
 class OnePiece:
-    """A model that looks at one piece only, and calls the left half of every picture lung."""
+    """A model that looks at one piece only, and calls the left half of every picture lung.
 
-    def __init__(self, row: int, column: int) -> None:
-        self._place = slice(row * 8, row * 8 + 8), slice(column * 8, column * 8 + 8)
+    Its embedding is the brightness of each piece, so that an untrained head looks everywhere; with `near` of the left
+    half only.
+    """
 
-    def run(self, images: Grey) -> Outputs:
+    def __init__(self, row: int, column: int, *, near: bool = False) -> None:
+        self._piece = row * PIECES + column
+        self._near = near
+
+    def features(self, images: Grey) -> dict[str, Floats]:
+        """The brightness of each piece, [N, 64], and of those that the embedding knows."""
+        pieces = images.reshape(len(images), PIECES, 8, PIECES, 8).mean(axis=(2, 4)) / np.float32(255.0)
+        known = pieces[..., : PIECES // 2] if self._near else pieces
+        return {"pieces": pieces.reshape(len(images), -1), EMBEDDING: known.reshape(len(images), -1)}
+
+    def heads(self, features: dict[str, Floats]) -> Outputs:
         """Scores by the brightness of the piece; the mask is the left half."""
-        level = images[(slice(None), 0, *self._place)].mean(axis=(1, 2)) / 255.0
-        mask = np.zeros((len(images), 1, 64, 64), np.float32)
+        level = features["pieces"][:, self._piece]
+        mask = np.zeros((len(level), 1, 64, 64), np.float32)
         mask[..., :32] = 1.0
         return {ADULT: {"score": np.clip(level, 0.01, 0.99)[:, None].astype(np.float32)}, LUNGS: {"mask": mask}}
 
@@ -27,9 +39,14 @@ def pictures() -> list[Grey]:
     return [rng.integers(120, 255, size=(64, 64), dtype=np.uint8) for _ in range(3)]
 
 
+def asked(model: OnePiece, seed: int = 0) -> Attribution:
+    """What three pictures tell about a model."""
+    return attribution(model, ADULT, pictures(), seed)  # type: ignore[arg-type]
+
+
 def test_influence_lies_where_the_model_looks() -> None:
     """All influence is in the one piece that the model reads; within the lungs it counts as inside."""
-    found = attribution(OnePiece(2, 1), ADULT, pictures())  # type: ignore[arg-type]
+    found = asked(OnePiece(2, 1))
     assert np.unravel_index(found.influence.argmax(), (PIECES, PIECES)) == (2, 1)
     assert found.inside > 0.99
     assert found.area == 0.5
@@ -38,4 +55,19 @@ def test_influence_lies_where_the_model_looks() -> None:
 
 def test_a_model_that_looks_beside_the_lungs_has_a_density_below_one() -> None:
     """Influence on the other side of the picture counts as outside."""
-    assert attribution(OnePiece(2, 6), ADULT, pictures()).density < 0.1  # type: ignore[arg-type]
+    assert asked(OnePiece(2, 6)).density < 0.1
+
+
+def test_untrained_heads_show_where_the_encoder_alone_looks() -> None:
+    """On an encoder that sees every place they look everywhere; on one that sees lungs only they look at lungs."""
+    everywhere, lungs_only = asked(OnePiece(2, 1)), asked(OnePiece(2, 1, near=True))
+    assert len(everywhere.controls) == CONTROLS
+    assert np.mean(everywhere.controls) == pytest.approx(1.0, abs=0.1)
+    assert max(everywhere.controls) < everywhere.density
+    assert np.mean(lungs_only.controls) == pytest.approx(2.0)
+
+
+def test_the_same_seed_draws_the_same_heads() -> None:
+    """The control is measured again by the same recipe; another seed draws other heads."""
+    assert asked(OnePiece(2, 1)).controls == asked(OnePiece(2, 1)).controls
+    assert asked(OnePiece(2, 1)).controls != asked(OnePiece(2, 1), seed=1).controls

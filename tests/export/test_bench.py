@@ -4,13 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from export import bench as bench_module
-from export.bench import bench
+from export.bench import InTurn, bench
 from export.cli import app
 from export.recipe import recipe_from_toml
+from export.runner import Grey
 
 REPORTED = {
     "adult_auc": 0.93, "adult_auc_low": 0.87, "teacher_adult_auc": 0.95, "paediatric_auc": 0.98, "dice": 0.95,
@@ -31,8 +33,8 @@ EXPECTED = {
 }  # fmt: skip
 """What the report above comes to, and whether it is good enough; losses and gaps are better when small."""
 FASTER_BY = {
-    "int8_vs_fp32_batch_1": 1.4, "int8_vs_fp32_batch_8": 2.0, "int8_vs_teacher_batch_1": 3.0,
-    "int8_vs_teacher_batch_8": 4.0,
+    "int8_vs_fp32_batch_1": 1.4, "int8_vs_fp32_batch_8": 2.0, "int8_vs_teachers_batch_1": 3.0,
+    "int8_vs_teachers_batch_8": 4.0,
 }  # fmt: skip
 
 
@@ -54,20 +56,51 @@ def test_every_figure_is_measured_in_one_run(repository: Path, tmp_path: Path) -
         assert times["median"] == pytest.approx(times["reference_ms"] / times["candidate_ms"])
         assert rows[name]["measured"] == round(times["median"], 4)
         assert rows[name]["met"] == (times["median"] >= bound), name
+    for batch in ("batch_1", "batch_8"):
+        alone = [result["raw"][f"int8_vs_{name}"] for name in ("teacher", "second_teacher")]
+        assert [each["architecture"] for each in alone] == ["efficientnet_lite2", "efficientnet_lite0"]
+        note = rows[f"int8_vs_teachers_{batch}"]["note"]
+        assert "both encoders in turn" in note
+        assert all(f"{each['architecture']} alone {each[batch]['median']:.2f}" in note for each in alone)
     for name in ("engine_fp16_seconds", "engine_fp16_megabytes"):
         assert (rows[name]["measured"], rows[name]["met"]) == (None, False)
     assert set(rows) == {*EXPECTED, *FASTER_BY, "engine_fp16_seconds", "engine_fp16_megabytes"}
 
 
-def test_the_command_prints_json_or_a_table(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Noting:
+    """An encoder that notes what it is shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[Grey] = []
+
+    def features(self, images: Grey) -> None:
+        """Note the images."""
+        self.seen.append(images)
+
+
+def test_teachers_in_turn_all_look_at_every_image() -> None:
+    """The time of the ensemble is that of each encoder on the whole batch, one after the other."""
+    encoders = (Noting(), Noting())
+    images = np.zeros((8, 1, 4, 4), np.uint8)
+    InTurn(encoders).features(images)
+    assert [len(each.seen) for each in encoders] == [1, 1]
+    assert all(each.seen[0] is images for each in encoders)
+
+
+def test_the_command_prints_json_or_a_table(
+    repository: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`--json` is for machines; without it a line a figure, and what was not measured is said."""
     monkeypatch.setattr(bench_module.bench, "__defaults__", (1,))
     where = ["bench", "--pack", str(repository / "engines" / "chest-xray"), "--out", str(tmp_path)]
     printed = CliRunner().invoke(app, [*where, "--json"])
     assert printed.exit_code == 0, printed.output
-    assert set(json.loads(printed.stdout)) == {"rows", "ratios", "raw", "distillation"}
-    table = CliRunner().invoke(app, where)
+    assert set(json.loads(printed.stdout)) == {"rows", "ratios", "raw", "distillation", "features"}
+    assert json.loads(printed.stdout)["features"] is None
+    table = CliRunner().invoke(app, [*where, "--features", "33", "--recipe", str(tiny_recipe)])
     assert "distilled against direct: not measured here" in table.stdout
+    assert "features of 3 teachers for 33 pictures, killed once: 99 computed of 99" in table.stdout
+    assert "killed once" in table.stderr
 
 
 def test_a_pack_that_is_not_there_is_named(tmp_path: Path) -> None:

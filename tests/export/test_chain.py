@@ -44,6 +44,24 @@ def test_images_become_a_signed_pack_that_says_it_is_untrained(built: Path) -> N
         open_pack(built / "tiny", [key], allow_unvalidated=False)
 
 
+def test_the_report_says_what_it_leaves_open(built: Path) -> None:
+    """Groups that are too small, what is not known of images, untrained heads and the data's digests are in it."""
+    report = read_json(built / "tiny" / "gate-report.json")
+    tables = {table["title"]: table for table in report["tables"]}
+    assert "of patients, and by Wilson over" in tables["adult-triage: within NIH, adults"]["note"]
+    groups = tables["adult-triage: student against its teachers by subgroup"]["rows"]
+    assert [row[0] for row in groups if row[-1] == "yes"] == ["all"]
+    assert report["limits"][0].count("not judged, too few") == len(groups) - 1
+    assert tables["Validation images of unknown sex, age or view"]["rows"][0] == ["all", 8, 0, 4, 0]
+    assert [row[:3] for row in tables["Data that was read"]["rows"]] == [
+        ["hannover", 2, 0], ["kermany", 18, 18], ["nih", 18, 0],
+    ]  # fmt: skip
+    assert all(each["control_mean"] <= each["control_max"] for each in report["figures"]["shortcuts"])
+    card = (built / "tiny" / "MODEL_CARD.md").read_text()
+    assert all(f"- {sentence}" in card for sentence in report["limits"])
+    assert "not judged, too few" in (built / "tiny" / "gate-report.html").read_text()
+
+
 def test_finished_steps_are_not_done_again(built: Path, tiny_data: Path, tiny_recipe: Path) -> None:
     """A second run of the same recipe trains nothing and gives the same digest."""
     weights = built / "tiny.steps" / "distil" / "student.safetensors"

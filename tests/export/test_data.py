@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.errors import InputError
-from export.artefacts import read_json
+from export.artefacts import DONE, read_json, write_json
+from export.cli import Line
 from export.data import samples_from_csv
-from export.images import image_set, prepare
+from export.images import image_set, prepare, source_digests
+from export.progress import Silent
 from export.recipe import Recipe, recipe_from_toml
 
 Rows = list[dict[str, str]]
@@ -92,3 +94,52 @@ def test_too_many_unreadable_images_stop_the_export(tmp_path: Path, tiny_data: P
         path.write_bytes(b"no picture")
     with pytest.raises(InputError, match="5 of 38 images"):
         prepare(recipe, tmp_path / "data", tmp_path)
+
+
+def test_a_changed_picture_or_mask_makes_the_step_run_anew(tmp_path: Path, tiny_data: Path, tiny_recipe: Path) -> None:
+    """Labels alone do not tell: other bytes under the same name are read, and what hangs on the step hangs on them."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    found = [Line(tiny_recipe, data, tmp_path, Silent()).prepared()]
+    first = image_set(tmp_path / "tiny.steps" / "data").images[0].copy()
+    for changed, other in (("images/000.jpg", "images/001.jpg"), ("masks/014.png", "images/001.jpg")):
+        (data / changed).write_bytes((data / other).read_bytes())
+        found.append(Line(tiny_recipe, data, tmp_path, Silent()).prepared())
+    assert len(set(found)) == 3
+    assert (image_set(tmp_path / "tiny.steps" / "data").images[0] != first).any()
+
+
+def test_unchanged_pictures_are_not_prepared_again(tmp_path: Path, tiny_data: Path, tiny_recipe: Path) -> None:
+    """The same bytes skip the step; other bytes of the same pixels run it, and nothing behind it changes.
+
+    So does an artefact of a release that did not note what it had read.
+    """
+    data, done = tmp_path / "data", tmp_path / "tiny.steps" / "data" / DONE
+    shutil.copytree(tiny_data, data)
+    digest = Line(tiny_recipe, data, tmp_path, Silent()).prepared()
+    before = done.stat().st_ino, read_json(done)
+    assert Line(tiny_recipe, data, tmp_path, Silent()).prepared() == digest
+    assert (done.stat().st_ino, read_json(done)) == before
+    with (data / "images" / "000.jpg").open("ab") as stream:
+        stream.write(b"behind the picture")
+    assert Line(tiny_recipe, data, tmp_path, Silent()).prepared() == digest
+    record = read_json(done)
+    assert record["read"] != before[1]["read"]
+    assert record["files"] == before[1]["files"]
+    write_json(done, {key: value for key, value in record.items() if key != "read"})
+    assert Line(tiny_recipe, data, tmp_path, Silent()).prepared() == digest
+    assert read_json(done) == record
+
+
+def test_each_data_set_has_a_digest_of_its_own(tmp_path: Path, tiny_data: Path, recipe: Recipe) -> None:
+    """A changed or missing file changes the digest of its data set and of no other."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    samples = samples_from_csv(data / "labels.csv", recipe.data, recipe.pack.seed)
+    before = source_digests(samples, data)
+    assert {name: (each["images"], each["masks"]) for name, each in before.items()} == {
+        "nih": (18, 0), "kermany": (18, 18), "hannover": (2, 0),
+    }  # fmt: skip
+    (data / "images" / "000.jpg").unlink()
+    after = source_digests(samples, data)
+    assert {name for name in before if before[name] != after[name]} == {"nih"}

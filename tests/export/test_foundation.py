@@ -16,7 +16,6 @@ from appliance.packs.signing import PUBLIC_KEY
 from export.artefacts import file_sha256
 from export.cli import Line, app
 from export.foundation import started
-from export.mobilenet import DESIGNS
 from export.progress import Silent
 from export.recipe import recipe_from_toml
 from export.teachers.published import PUBLICATIONS
@@ -109,10 +108,10 @@ def test_a_recipe_without_teachers_has_nothing_to_agglomerate(
     assert "no foundation teachers" in " ".join(result.output.split())
 
 
-def test_a_mobilenet_starts_from_timms_weights(tiny_recipe: Path, checkpoints: Path, tmp_path: Path) -> None:
-    """`initial` names pinned weights; a student of another family refuses them."""
+@pytest.mark.parametrize("name", ["mobilenetv4_conv_small", "repvit_m0_9", "efficientvit_b0"])
+def test_a_student_starts_from_timms_weights(tiny_recipe: Path, checkpoints: Path, tmp_path: Path, name: str) -> None:
+    """`initial` names pinned weights; a student that timm does not have refuses them."""
     text = three_teachers(tiny_recipe.read_text(), checkpoints)
-    design = DESIGNS["mobilenetv4_conv_small"]
     state = {"unknown.weight": torch.zeros(1)}
     save_file(state, tmp_path / "weights.safetensors")
     initial = f'initial = "weights.safetensors"\ninitial_sha256 = "{file_sha256(tmp_path / "weights.safetensors")}"\n'
@@ -120,9 +119,9 @@ def test_a_mobilenet_starts_from_timms_weights(tiny_recipe: Path, checkpoints: P
     path.write_text(text.replace("checkpoint_steps = 2\n", f"checkpoint_steps = 2\n{initial}"))
     recipe = recipe_from_toml(path)
     assert recipe.agglomeration is not None
-    with pytest.raises(SettingsError, match="for MobileNetV4 only"):
+    with pytest.raises(SettingsError, match="narrow is none"):
         started(recipe, recipe.agglomeration, tmp_path)
-    student = dataclasses.replace(recipe.student, architecture=design.name)
+    student = dataclasses.replace(recipe.student, architecture=name)
     recipe = dataclasses.replace(recipe, student=student)
     assert recipe.agglomeration is not None
     with pytest.raises(InputError, match="not of the published layout"):

@@ -15,7 +15,7 @@ from tests.export.pure_shortcuts import audited, same_numbers, unlisted_marker
 GROUPS = (Subgroup("all", 99, 0.91, 0.91), Subgroup("sex F", 60, 0.92, 0.92), Subgroup("sex M", 60, 0.90, 0.91))
 GOOD = Accuracy(Interval(0.91, 0.85, 0.96), 0.06, 0.995, 0.95, 0.90, 0.91, 0.95, 1.0, 0.97, GROUPS)
 INT8 = Quantised("int8", {"adult-triage": 0.002, "paediatric-pneumonia": 0.0}, 0.0005, {1: 1.9, 8: 2.2})
-SEEN = Shortcut("adult-triage", 0.80, 0.65, 0.97, 0.03, 1.4)
+SEEN = Shortcut("adult-triage", 0.80, 0.65, 0.97, 0.03, 1.4, 1.2, 1.5)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,15 @@ def test_a_model_that_looks_beside_the_lungs_is_refused(gate: GateSection) -> No
     """Influence that lies outside the lungs, or an AUC that a crop takes away, is refused."""
     assert "influence of lung" in broken(shortcut_rules(dataclasses.replace(SEEN, lung_attribution=0.6), gate))
     assert "worst disturbance" in broken(shortcut_rules(dataclasses.replace(SEEN, disturbed_loss=0.2), gate))
+
+
+def test_a_model_that_looks_at_lungs_no_more_than_its_untrained_head_is_refused(gate: GateSection) -> None:
+    """Above the bound is not enough where the encoder alone gets as far; the highest untrained head is no bound."""
+    for reached in (1.24, 1.4):
+        rules = shortcut_rules(dataclasses.replace(SEEN, control_mean=reached, lung_attribution=1.24), gate)
+        assert broken(rules) == "influence of lung beyond the mean of untrained heads, adult-triage"
+    assert verdict(shortcut_rules(dataclasses.replace(SEEN, lung_attribution=1.3), gate)) == PASS
+    assert Rule("a", 0.0, 0.0, beyond=True).row() == ["a", "> 0", "0", "no"]
 
 
 @pytest.mark.slow

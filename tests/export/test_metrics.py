@@ -10,8 +10,10 @@ from export.metrics import (
     bootstrap,
     dice,
     expected_calibration_error,
-    rate,
+    rate_by_patient,
+    sensitivity_and_specificity,
     threshold_for_sensitivity,
+    wilson,
 )
 from export.shortcuts import matched_auc
 
@@ -38,10 +40,41 @@ def test_intervals_resample_patients() -> None:
 
 def test_rates_stay_within_zero_and_one() -> None:
     """Wilson's interval of 40 of 40 ends at 1 and begins below it."""
-    interval = rate(40, 40)
+    interval = wilson(1.0, 40)
     assert interval.high <= 1.0
     assert 0.9 < interval.low < 1.0
-    assert np.isnan(rate(0, 0).value)
+
+
+def test_a_rates_interval_resamples_patients() -> None:
+    """Ten images of each patient do not make the interval of a rate narrower; ten times the patients do."""
+    hits = np.array([True] * 30 + [False] * 10)
+    patients = [str(number) for number in range(40)]
+    once = rate_by_patient(hits, patients, 0)
+    copied = rate_by_patient(np.tile(hits, 10), patients * 10, 0)
+    more = rate_by_patient(np.tile(hits, 10), [str(number) for number in range(400)], 0)
+    assert once.value == copied.value == more.value == 0.75
+    assert copied.high - copied.low == pytest.approx(once.high - once.low, rel=0.1)
+    assert more.high - more.low < 0.5 * (once.high - once.low)
+    assert once.high - once.low == pytest.approx(wilson(0.75, 40).high - wilson(0.75, 40).low, rel=0.15)
+
+
+def test_a_rate_without_a_miss_has_the_interval_of_its_patients() -> None:
+    """All of 100 images of 20 patients: resampling sees no miss, and Wilson is asked about 20, not about 100."""
+    patients = [str(number // 5) for number in range(100)]
+    for hits in (np.ones(100, bool), np.zeros(100, bool)):
+        assert rate_by_patient(hits, patients, 0) == wilson(float(hits[0]), 20)
+    assert rate_by_patient(np.ones(100, bool), patients, 0).low < wilson(1.0, 100).low
+    assert np.isnan(rate_by_patient(np.zeros(0, bool), [], 0).value)
+
+
+def test_sensitivity_is_of_the_positive_and_specificity_of_the_others() -> None:
+    """Three of four positive images are called, one of two others is; each rate knows its own patients only."""
+    labels = np.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    called = np.array([True, True, True, False, True, False])
+    found, cleared = sensitivity_and_specificity(called, labels, list("aabbcd"), 0)
+    assert (found.value, cleared.value) == (0.75, 0.5)
+    assert (found.low, found.high) == (0.5, 1.0)
+    assert (cleared.low, cleared.high) == (0.0, 1.0)
 
 
 def test_calibration_error_of_a_perfect_score_is_zero() -> None:

@@ -146,7 +146,9 @@ def test_a_refused_engine_gives_way_to_onnx_runtime(pack: VerifiedPack, tmp_path
 
 def test_batches_are_as_large_as_they_pay() -> None:
     """A larger batch is preferred only where an image in it is clearly cheaper; the delay is a part of its time."""
-    assert batching_from({1: 0.010, 2: 0.019, 4: 0.037, 8: 0.073}) == Batching(1, 0.0, 0.010)
+    dear = {1: 0.010, 2: 0.019, 4: 0.037, 8: 0.073}
+    assert batching_from(dear) == Batching(1, 0.0, 0.010)
+    assert batching_from(dear, lanes=4) == Batching(1, 0.0, 0.0025)
     cheaper = batching_from({1: 0.010, 2: 0.012, 4: 0.016, 8: 0.031})
     assert (cheaper.preferred, cheaper.image_seconds) == (4, pytest.approx(0.004))
     assert cheaper.max_delay_seconds == pytest.approx(0.0016)

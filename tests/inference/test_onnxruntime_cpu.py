@@ -1,5 +1,8 @@
 """ONNX Runtime on the CPU passes the contract of engines."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -7,7 +10,9 @@ from onnx import TensorProto, helper
 
 from appliance.domain.errors import InferenceError
 from appliance.inference.onnxruntime_cpu import OnnxRuntimeCpu
+from appliance.inference.tensors import MAX_BATCH
 from tests.contracts.engine_contract import EngineContract
+from tests.fakes.tiny_pack import bright_picture, encoder_graph
 
 
 class TestOnnxRuntimeCpu(EngineContract):
@@ -17,6 +22,56 @@ class TestOnnxRuntimeCpu(EngineContract):
     def runtime(self) -> OnnxRuntimeCpu:
         """One thread."""
         return OnnxRuntimeCpu(1)
+
+
+class TestSeveralThreads(EngineContract):
+    """The suite, with all threads on one batch."""
+
+    @pytest.fixture
+    def runtime(self) -> OnnxRuntimeCpu:
+        """Two threads; nobody else works."""
+        return OnnxRuntimeCpu(2)
+
+
+class TestBesideOthers(EngineContract):
+    """The suite, with one thread for each batch."""
+
+    @pytest.fixture
+    def runtime(self) -> Iterator[OnnxRuntimeCpu]:
+        """Two threads, while two batches are worked on."""
+        runtime = OnnxRuntimeCpu(2)
+        with runtime.working(), runtime.working():
+            yield runtime
+
+
+def test_who_works_alone_takes_all_threads_and_others_one_each() -> None:
+    """Which of an engine's two sessions runs hangs on how many batches are worked on, of any engine of the runtime."""
+    runtime = OnnxRuntimeCpu(2)
+    encoder = runtime.load(encoder_graph().SerializeToString(), title="encoder.onnx", precision="fp32")
+    ran: list[int] = []
+    encoder._sessions = tuple(_Watched(each, number, ran) for number, each in enumerate(encoder._sessions))  # type: ignore[assignment]
+    image = {"image": bright_picture()}
+    encoder.run(image)
+    with runtime.working():
+        encoder.run(image)
+        with runtime.for_heads().working():
+            encoder.run(image)
+        encoder.run(image)
+    assert ran == [0, 0, 1, 0]
+
+
+def test_a_machine_of_many_cpus_has_a_bounded_number_of_lanes() -> None:
+    """One lane a thread, up to as many as one request may hold images."""
+    assert [OnnxRuntimeCpu(threads).lanes for threads in (1, 2, 8, 64)] == [1, 2, 8, MAX_BATCH]
+
+
+class _Watched:
+    def __init__(self, session: Any, number: int, ran: list[int]) -> None:
+        self._session, self._number, self._ran = session, number, ran
+
+    def run(self, *arguments: Any) -> Any:
+        self._ran.append(self._number)
+        return self._session.run(*arguments)
 
 
 def test_a_failure_of_the_runtime_is_no_crash() -> None:

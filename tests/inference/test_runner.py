@@ -19,6 +19,7 @@ from appliance.domain.errors import (
 )
 from appliance.domain.manifest import EncoderVariant, TensorSpec, VerifiedPack
 from appliance.inference.metrics import metrics_text
+from appliance.inference.question import content_digests
 from appliance.inference.runner import PackRunner
 from appliance.inference.scheduler import QueueLimits
 from tests.contracts.inference_contract import InferenceContract
@@ -240,7 +241,7 @@ def test_a_closed_runner_answers_nobody(pack: VerifiedPack) -> None:
     """After close a question is refused as unavailable, as long as anybody still asks."""
     runner = PackRunner([pack], 1)
     runner.infer("chest-xray.guard", bright_picture())
-    runner._lane.close()
+    runner._lanes.close()
     with pytest.raises(InferenceUnavailableError, match="is stopping"):
         runner.infer("chest-xray.guard", bright_picture())
     runner.close()
@@ -316,3 +317,13 @@ def test_a_shadow_never_takes_the_place_of_who_is_served(pack: VerifiedPack, tmp
         finally:
             go.set()
         assert first.result(20).provenance.release == second.result(20).provenance.release == 1
+
+
+def test_images_are_told_apart_by_every_pixel() -> None:
+    """Equal images have one digest within this process, and one changed pixel makes another."""
+    image = bright_picture()
+    other = image.copy()
+    other[0, 0, -1, -1] ^= 1
+    first, second, third = content_digests(np.concatenate([image, other, image]))
+    assert first == third
+    assert first != second

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.domain.errors import DeadlineError, OverloadedError
-from appliance.inference.scheduler import Ask, Batching, BatchQueue, Priority, QueueLimits
+from appliance.inference.scheduler import Ask, Batching, BatchQueue, Place, Priority, QueueLimits
 
 STAT, ROUTINE, BACKGROUND = Priority.STAT, Priority.ROUTINE, Priority.BACKGROUND
 
@@ -191,3 +191,49 @@ def test_a_key_that_is_forgotten_is_batched_by_default() -> None:
     assert queue.holds("pack")
     assert names(queue.take(0).batch) == ["1"]
     assert not queue.holds("other")
+
+
+def test_a_device_takes_as_many_batches_as_it_has_lanes() -> None:
+    """What one device has no room for waits, while work for another goes on; a free lane is given to the urgent."""
+    cpu, gpu = Place("cpu", 2), Place("gpu", 1)
+    waiting = [
+        Ask("pack", (name,), priority, payload=name, place=place)
+        for name, priority, place in (
+            ("c1", ROUTINE, cpu), ("g1", ROUTINE, gpu), ("c2", ROUTINE, cpu), ("g2", ROUTINE, gpu), ("c3", STAT, cpu),
+            ("c4", ROUTINE, cpu),
+        )
+    ]  # fmt: skip
+    queue = queue_of(*((number / 10, each) for number, each in enumerate(waiting)))
+    under_way = [queue.take(1, ()).batch]
+    assert names(under_way[0]) == ["c3"]
+    for expected in ("c1", "g1"):
+        under_way.append(queue.take(1, under_way).batch)
+        assert names(under_way[-1]) == [expected]
+    full = queue.take(1, under_way)
+    assert (full.batch, full.again_in) == ((), None)
+    del under_way[0]
+    assert names(queue.take(1, under_way).batch) == ["c2"]
+
+
+def test_who_asks_about_an_image_that_is_encoded_waits_for_its_features() -> None:
+    """It runs when that batch is done, not beside it; another pack's features are its own affair."""
+    place = Place("cpu", 4)
+    first, again, other = (
+        Ask(key, ("image",), payload=name, place=place)
+        for key, name in (("pack", "first"), ("pack", "again"), ("another pack", "other"))
+    )
+    queue = queue_of((0, first))
+    under_way = [queue.take(0).batch]
+    queue.put(again, 0)
+    queue.put(other, 0)
+    assert names(queue.take(0, under_way).batch) == ["other"]
+    assert queue.take(0, under_way).batch == ()
+    assert names(queue.take(0).batch) == ["again"]
+
+
+def test_deadlines_are_kept_while_every_lane_is_taken() -> None:
+    """Who waits for a lane is told when his time is over: the queue asks to be looked at again."""
+    queue = queue_of((0, ask("runs")), (0, ask("waits", deadline=0.5)))
+    under_way = [queue.take(0).batch]
+    assert queue.take(0.1, under_way).again_in == pytest.approx(0.4)
+    assert names(queue.take(0.5, under_way).expired) == ["waits"]

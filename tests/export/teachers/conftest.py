@@ -13,11 +13,14 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from export import efficientvit, mobilenet, repvit
 from export.artefacts import file_sha256
+from export.encoder import PIXEL_CENTRE
 from export.teachers.checkpoints import Checkpoint
 from export.teachers.contract import Preparation, prepared
 from tests.fakes import checkpoints
 
+STUDENTS = sorted({**mobilenet.DESIGNS, **repvit.DESIGNS, **efficientvit.DESIGNS})
 TEXTS = ["Chest x-ray of a pneumonia", "chest"]
 Pinned = Callable[[str, str], Checkpoint]
 
@@ -61,6 +64,7 @@ def _make(folder: Path) -> None:
     checkpoints.rad_dino(folder / "rad-dino")
     checkpoints.medsam(folder / "medsam")
     checkpoints.biomedclip(folder / "biomedclip")
+    (folder / "students.json").write_text(json.dumps(STUDENTS))
     (folder / "texts.json").write_text(json.dumps(TEXTS))
     sam = {
         "grid": checkpoints.SAM_GRID,
@@ -81,7 +85,7 @@ def _make(folder: Path) -> None:
     dino = Preparation(checkpoints.DINO_SIDE, (0.5307,) * 3, (0.2583,) * 3)
     sam_pixels = prepared(images, Preparation(checkpoints.SAM_GRID * checkpoints.SAM_PATCH, (0.0,) * 3, (1.0,) * 3))
     low, high = sam_pixels.amin(dim=(1, 2, 3), keepdim=True), sam_pixels.amax(dim=(1, 2, 3), keepdim=True)
-    grey = torch.nn.functional.avg_pool2d(images.float(), 2)
+    grey = torch.nn.functional.pad(torch.nn.functional.avg_pool2d(images.double(), 2), (1, 1, 1, 1), value=PIXEL_CENTRE)
     imagenet = (torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))
     given = {
         "images": images,
@@ -89,7 +93,7 @@ def _make(folder: Path) -> None:
         "rad_dino_pixels": prepared(images, dino),
         "medsam_pixels": (sam_pixels - low) / (high - low),
         "biomedclip_pixels": prepared(images, clip),
-        "mobilenet_pixels": (grey / 255.0 - imagenet[0].view(1, 3, 1, 1)) / imagenet[1].view(1, 3, 1, 1),
+        "student_pixels": (grey / 255.0 - imagenet[0].view(1, 3, 1, 1)) / imagenet[1].view(1, 3, 1, 1),
     }
     save_file({name: tensor.contiguous() for name, tensor in given.items()}, folder / "given.safetensors")
     child = Path(__file__).with_name("reference_child.py")

@@ -121,25 +121,26 @@ def biomedclip(folder: Path, given: dict[str, torch.Tensor]) -> dict[str, torch.
     }
 
 
-def mobilenets(folder: Path, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """MobileNetV4 of timm with random weights, which are left beside the outputs."""
+def students(folder: Path, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The students' originals in timm with random weights, which are left beside the outputs."""
     import timm  # noqa: PLC0415
 
     results = {}
-    for name in ("mobilenetv4_conv_small", "mobilenetv4_conv_medium"):
+    for name in json.loads((folder / "students.json").read_text()):
         torch.manual_seed(4)
-        net = timm.create_model(name, pretrained=False)
+        net = timm.create_model(name, pretrained=False).eval()
         for module in net.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
-        net.eval()
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.1)
         save_file(net.state_dict(), folder / f"{name}.safetensors")
-        features = net.forward_features(given["mobilenet_pixels"])
+        # The pixels bring their own border: timm pads with the mean of each colour, the students with the middle grey.
+        next(module for module in net.modules() if isinstance(module, torch.nn.Conv2d)).padding = (0, 0)
+        features, maps = net.double().forward_intermediates(given["student_pixels"])
         results[f"{name}.embedding"] = net.forward_head(features, pre_logits=True)
-        maps = timm.create_model(name, pretrained=False, features_only=True)
-        maps.load_state_dict(net.state_dict(), strict=False)
-        for number, each in enumerate(maps.eval()(given["mobilenet_pixels"])[1:]):
+        for number, each in enumerate(maps[-4:]):
             results[f"{name}.map{number}"] = each
     return results
 
@@ -183,7 +184,7 @@ PARTS: dict[str, Callable[[Path, dict[str, torch.Tensor]], dict[str, torch.Tenso
     "rad_dino": rad_dino,
     "medsam": medsam,
     "biomedclip": biomedclip,
-    "mobilenets": mobilenets,
+    "students": students,
     "by_name": by_name,
 }
 

@@ -1,4 +1,4 @@
-"""The command line `insite`: reads settings, starts daemons, analyses files, shows the state."""
+"""The commands of `insite` itself: start daemons, analyse files, show the state."""
 
 import json
 import os
@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from appliance.cli import bench, packs
+from appliance.cli.options import ConfigOption, JsonOption, StateOption, overrides, print_json, settings_from
 from appliance.daemons.notify import notify
 from appliance.domain.errors import InsiteError, SettingsError
 from appliance.settings import Settings, flat, load
@@ -29,19 +31,11 @@ app = typer.Typer(
 bundle_commands = typer.Typer(help="Installation bundles for machines without network.", no_args_is_help=True)
 app.add_typer(bundle_commands, name="bundle")
 
-packs_commands = typer.Typer(help="Installed model packs: which release serves.", no_args_is_help=True)
-app.add_typer(packs_commands, name="packs")
-bench_commands = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-app.add_typer(bench_commands, name="bench")
+app.add_typer(packs.commands, name="packs")
+app.add_typer(bench.commands, name="bench")
 
-StateOption = Annotated[Path | None, typer.Option("--state", metavar="DIR", help="Folder of everything that is kept.")]
-ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings, a TOML file.")]
-PackFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of one pack.")]
-PackName = Annotated[str, typer.Argument(metavar="PACK", help="The pack's name.")]
-PackRelease = Annotated[int, typer.Argument(metavar="RELEASE", help="Its release, an integer.")]
 PAGE_WIDTH = 118
 """Columns where the output is no terminal."""
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 Daemon = Callable[[Settings, threading.Event, Callable[[], None]], None]
 
@@ -104,7 +98,7 @@ def serve(state: StateOption = None, config: ConfigOption = None) -> None:
     """Run all four daemons on one state folder from this terminal; Ctrl-C stops them."""
     from appliance.daemons.serve import serve_until  # noqa: PLC0415 - each command imports only what it runs
 
-    settings = _settings(state, config)
+    settings = settings_from(state, config)
     with _stop_on_signal(threading.Event()) as stop:
         serve_until(stop, settings, _passed_on(state, config))
 
@@ -114,9 +108,9 @@ def status(state: StateOption = None, config: ConfigOption = None, *, as_json: J
     """Show what runs, what waits and which packs speak."""
     from appliance.daemons.status import status_of, table_of  # noqa: PLC0415 - each command imports only what it runs
 
-    found = status_of(_settings(state, config))
+    found = status_of(settings_from(state, config))
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         Console().print(table_of(found))
 
@@ -140,7 +134,7 @@ def analyse(
     configure_logs("error", "text")
     found = analyse_paths(paths, out, settings)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         for line in lines_of(found):
             sys.stdout.write(f"{line}\n")
@@ -154,7 +148,7 @@ def show_settings(
     check: Annotated[bool, typer.Option("--check", help="Only say whether they are in order.")] = False,
 ) -> None:
     """Print every setting, its value and where that came from."""
-    loaded = load(config, _overrides(state))
+    loaded = load(config, overrides(state))
     if check:
         sys.stdout.write("The settings are in order.\n")
         return
@@ -176,12 +170,12 @@ def doctor(
     """Examine this installation and say the way forward of whatever is wrong; exit status 1 if anything is."""
     from appliance.daemons.doctor import as_values, examine, excused, healthy, lines_of, names_failed_in  # noqa: PLC0415 - each command imports only what it runs
 
-    loaded = load(config, _overrides(state))
+    loaded = load(config, overrides(state))
     configure_logs("error", loaded.settings.log.format)
     before = frozenset() if known is None else names_failed_in(known)
     found = excused(examine(loaded.settings), before)
     if as_json:
-        _print_json(as_values(found))
+        print_json(as_values(found))
     else:
         sys.stdout.write("".join(f"{line}\n" for line in lines_of(found)))
     raise typer.Exit(0 if healthy(found) else 1)
@@ -198,7 +192,7 @@ def golden_study(
     """Send one image through the running services and check its report; no destination gets the results."""
     from appliance.daemons.golden_study import run_golden_study  # noqa: PLC0415 - each command imports only what it runs
 
-    settings = load(config, _overrides(state)).settings
+    settings = load(config, overrides(state)).settings
     configure_logs("error", settings.log.format)
     found = run_golden_study(settings, file)
     tasks = ", ".join(f"{name} {outcome.value}" for name, outcome in found.tasks)
@@ -214,7 +208,7 @@ def drain(
     """Wait until no study is received, analysed or reported; what is left is taken up at the next start."""
     from appliance.daemons.drain import drained  # noqa: PLC0415 - each command imports only what it runs
 
-    settings = load(config, _overrides(state)).settings
+    settings = load(config, overrides(state)).settings
     configure_logs("error", settings.log.format)
     left = drained(settings, seconds)
     sys.stdout.write(f"{left} studies are still under way.\n" if left else "No study is under way.\n")
@@ -234,127 +228,6 @@ def verify(
     )
 
 
-@packs_commands.command(name="list")
-def packs_list(state: StateOption = None, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
-    """List every installed release: which serves, which stands by, which is refused and why."""
-    from appliance.daemons.packs import list_packs  # noqa: PLC0415 - each command imports only what it runs
-
-    found = list_packs(_settings(state, config))
-    if as_json:
-        _print_json(found)
-        return
-    for each in found:
-        release = "?" if each["release"] is None else each["release"]
-        sys.stdout.write(f"{each['name']:<24} {release!s:>4} {each['state']:<9} {each['reason']}".rstrip() + "\n")
-
-
-@packs_commands.command(name="verify")
-def packs_verify(folder: PackFolder, state: StateOption = None, config: ConfigOption = None) -> None:
-    """Check a pack from signature to gate report, wherever it lies; exit status 1 if it may not serve."""
-    from appliance.daemons.packs import verify as check  # noqa: PLC0415 - each command imports only what it runs
-
-    manifest = check(_settings(state, config), folder).manifest
-    word = manifest.validation.value
-    sys.stdout.write(f"{manifest.name} release {manifest.release}, {manifest.digest}: signed, whole, {word}.\n")
-
-
-@packs_commands.command(name="install")
-def packs_install(folder: PackFolder, state: StateOption = None, config: ConfigOption = None) -> None:
-    """Copy a verified pack among the installed ones; it serves only when it is activated."""
-    from appliance.daemons.packs import install  # noqa: PLC0415 - each command imports only what it runs
-
-    manifest = install(_settings(state, config), folder).manifest
-    sys.stdout.write(f"{manifest.name} release {manifest.release} is installed.\n")
-
-
-@packs_commands.command(name="activate")
-def packs_activate(
-    name: PackName, release: PackRelease, state: StateOption = None, config: ConfigOption = None
-) -> None:
-    """Let a release serve once its golden cases hold on this machine, without losing a request."""
-    from appliance.daemons.packs import activate  # noqa: PLC0415 - each command imports only what it runs
-
-    sys.stdout.write(f"{activate(_settings(state, config), name, release)}\n")
-
-
-@packs_commands.command(name="shadow")
-def packs_shadow(
-    name: PackName,
-    release: Annotated[int | None, typer.Argument(metavar="[RELEASE]", help="None ends the shadow.")] = None,
-    state: StateOption = None,
-    config: ConfigOption = None,
-) -> None:
-    """Let a release answer unseen beside the one that serves, and compare."""
-    from appliance.daemons.packs import shadow  # noqa: PLC0415 - each command imports only what it runs
-
-    sys.stdout.write(f"{shadow(_settings(state, config), name, release)}\n")
-
-
-@packs_commands.command(name="rollback")
-def packs_rollback(name: PackName, state: StateOption = None, config: ConfigOption = None) -> None:
-    """Let the release before serve again."""
-    from appliance.daemons.packs import rollback  # noqa: PLC0415 - each command imports only what it runs
-
-    sys.stdout.write(f"{rollback(_settings(state, config), name)}\n")
-
-
-@packs_commands.command(name="remove")
-def packs_remove(name: PackName, release: PackRelease, state: StateOption = None, config: ConfigOption = None) -> None:
-    """Take out a release that is not in use."""
-    from appliance.daemons.packs import remove  # noqa: PLC0415 - each command imports only what it runs
-
-    remove(_settings(state, config), name, release)
-    sys.stdout.write(f"{name} release {release} is removed.\n")
-
-
-@bench_commands.command(name="inference")
-def bench_inference(
-    state: StateOption = None,
-    config: ConfigOption = None,
-    packs: Annotated[Path | None, typer.Option("--packs", metavar="DIR", help="Folder of signed packs.")] = None,
-    mlserver: Annotated[
-        Path, typer.Option("--mlserver", metavar="PYTHON", help="Python of an environment with MLServer.")
-    ] = Path("build/mlserver/bin/python"),
-    *,
-    as_json: JsonOption = False,
-    short: Annotated[bool, typer.Option("--short", help="A minute: shows that it runs, judges nothing.")] = False,
-) -> None:
-    """Compare the inference daemon with ONNX Runtime alone and with MLServer, as ratios of one run."""
-    from appliance.daemons.bench_inference import SHORT, Effort, table_of  # noqa: PLC0415 - each command imports only what it runs
-    from appliance.daemons.bench_inference import bench_inference as measure  # noqa: PLC0415 - the same
-
-    settings = _settings(state, config, {"packs": {"folder": str(packs.absolute())}} if packs else None)
-    found = measure(settings, SHORT if short else Effort(), mlserver.absolute())
-    if as_json:
-        _print_json(found)
-    else:
-        Console().print(table_of(found))
-
-
-@bench_commands.command(name="soak")
-def bench_soak(
-    state: StateOption = None,
-    config: ConfigOption = None,
-    packs: Annotated[Path | None, typer.Option("--packs", metavar="DIR", help="Folder of signed packs.")] = None,
-    cycles: Annotated[int, typer.Option("--cycles", help="Times that the pack is unloaded and loaded.")] = 1000,
-    requests: Annotated[int, typer.Option("--requests", help="Requests.")] = 100_000,
-) -> None:
-    """Load, unload and ask for long, and print as JSON how much the inference daemon has grown."""
-    from appliance.daemons.bench_soak import Soak  # noqa: PLC0415 - each command imports only what it runs
-    from appliance.daemons.bench_soak import bench_soak as measure  # noqa: PLC0415 - the same
-
-    settings = _settings(state, config, {"packs": {"folder": str(packs.absolute())}} if packs else None)
-    _print_json(measure(settings, Soak(cycles, requests)))
-
-
-@bench_commands.command(name="gpu")
-def bench_gpu(state: StateOption = None, config: ConfigOption = None) -> None:
-    """Try every runtime of this machine's GPU on the installed packs, and print as JSON how fast each is."""
-    from appliance.daemons.bench_gpu import bench_gpu as measure  # noqa: PLC0415 - each command imports only what it runs
-
-    _print_json(measure(_settings(state, config)))
-
-
 @app.command()
 def user(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who may log in to the status site.")],
@@ -367,7 +240,7 @@ def user(
     """Add or remove a user of the status site; a password is asked for, or read from standard input."""
     from appliance.storage.users import FILE_NAME, Role, UserStore  # noqa: PLC0415 - each command imports only what it runs
 
-    settings = _settings(state, config)
+    settings = settings_from(state, config)
     if remove:
         with UserStore(settings.state / FILE_NAME) as users:
             users.remove_user(name)
@@ -393,16 +266,6 @@ def demo(
     raise typer.Exit(run_demo(out, console))
 
 
-def _settings(state: Path | None, config: Path | None, more: Mapping[str, Any] | None = None) -> Settings:
-    settings = load(config, {**_overrides(state), **(more or {})}).settings
-    configure_logs(settings.log.level, settings.log.format)
-    return settings
-
-
-def _overrides(state: Path | None) -> dict[str, Any]:
-    return {} if state is None else {"state": state.absolute()}
-
-
 def _passed_on(state: Path | None, config: Path | None) -> list[str]:
     arguments = [] if state is None else ["--state", str(state.absolute())]
     return arguments if config is None else [*arguments, "--config", str(config.absolute())]
@@ -411,7 +274,7 @@ def _passed_on(state: Path | None, config: Path | None) -> list[str]:
 def _run_daemon(run: Daemon, state: Path | None, config: Path | None, more: Mapping[str, Any] | None = None) -> None:
     from appliance.daemons.pulse import pulse_of  # noqa: PLC0415 - each command imports only what it runs
 
-    settings = _settings(state, config, more)
+    settings = settings_from(state, config, more)
     os.umask(os.umask(0o077) | 0o007)  # what the state folder holds is for the services and their group alone
     try:
         (settings.state / "run").mkdir(parents=True, exist_ok=True)
@@ -438,11 +301,3 @@ def _stop_on_signal(stop: threading.Event) -> Iterator[threading.Event]:
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,140 @@
+"""The threads that compute: each takes batches from the queue, runs them, and tells each caller the outcome once."""
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+
+from appliance.domain.errors import DeadlineError, InferenceUnavailableError
+from appliance.inference.scheduler import Ask, Batching, BatchQueue, Place, QueueLimits
+
+Outcome = Callable[[Ask, BaseException | None], None]
+Work = Callable[[Sequence[Ask]], None]
+
+_EXPIRED = "The deadline passed while the request waited."
+
+
+class Lanes:
+    """Run asks until `close`; each device that is asked for work gets as many threads as it has lanes.
+
+    Args:
+        limits: Of the queue.
+        work: Runs one batch and tells every ask of it its outcome itself. Called by several threads where there are
+            several lanes; no two batches that are under way together look at the same image for the same key.
+        give_up: Tells an ask that it was not run, and why; also when `work` raised, after which some may know already.
+        clock: Seconds; deadlines are on it.
+    """
+
+    def __init__(
+        self,
+        limits: QueueLimits,
+        work: Work,
+        give_up: Callable[[Ask, Exception], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._queue = BatchQueue(limits)
+        self._work = work
+        self._give_up = give_up
+        self._clock = clock
+        self._guard = threading.Lock()
+        self._work_there = threading.Condition(self._guard)
+        self._batch_done = threading.Condition(self._guard)
+        self._under_way: list[Sequence[Ask]] = []
+        self._closed = False
+        self._threads: list[threading.Thread] = []
+        self._devices: set[str] = set()
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The clock that deadlines are on."""
+        return self._clock
+
+    @property
+    def waiting_images(self) -> int:
+        """Images that wait."""
+        return self._queue.images
+
+    def submit(self, ask: Ask) -> None:
+        """Queue an ask.
+
+        Raises:
+            DeadlineError, OverloadedError: See `BatchQueue.put`.
+            InferenceUnavailableError: The lanes are closed.
+        """
+        with self._guard:
+            if self._closed:
+                raise InferenceUnavailableError("The daemon is stopping.", "Ask again when it is back.")
+            self._queue.put(ask, self._clock())
+            self._open_lanes(ask.place)
+            self._work_there.notify()
+
+    def cancel(self, ask: Ask) -> bool:
+        """Take an ask out of the queue; its outcome is then never told. False when it runs or is done."""
+        with self._guard:
+            gone = self._queue.cancel(ask)
+            if gone:
+                self._work_there.notify()
+                self._batch_done.notify_all()
+            return gone
+
+    def set_batching(self, key: Hashable, batching: Batching | None) -> None:
+        """Say how asks of a key are put together; None forgets it."""
+        with self._guard:
+            self._queue.set_batching(key, batching)
+
+    def drain(self, key: Hashable) -> None:
+        """Return when no ask of this key waits or runs; nobody may submit one meanwhile."""
+        with self._guard:
+            self._batch_done.wait_for(lambda: not self._queue.holds(key) and not self._is_under_way(key))
+
+    def close(self) -> None:
+        """Run what waits, take nothing new, end the threads."""
+        with self._guard:
+            self._closed = True
+            self._work_there.notify_all()
+        for thread in self._threads:  # no more of them are made
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def _open_lanes(self, place: Place) -> None:
+        if place.device in self._devices:
+            return
+        self._devices.add(place.device)
+        for number in range(place.lanes):
+            thread = threading.Thread(target=self._run, name=f"lane-{place.device}-{number}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _is_under_way(self, key: Hashable) -> bool:
+        return any(ask.key == key for batch in self._under_way for ask in batch)
+
+    def _run_batch(self, batch: Sequence[Ask]) -> None:
+        try:
+            self._work(batch)
+        except Exception as error:  # noqa: BLE001 - the top of a lane's loop: those who wait are told, the lane goes on
+            for ask in batch:
+                self._give_up(ask, error)
+
+    def _run(self) -> None:
+        while True:
+            with self._guard:
+                taken = self._queue.take(self._clock(), self._under_way)
+                if not taken.batch and not taken.expired:
+                    if self._closed and not len(self._queue):
+                        self._work_there.notify_all()
+                        return
+                    self._work_there.wait(taken.again_in)
+                    continue
+                if taken.batch:
+                    self._under_way.append(taken.batch)
+            for ask in taken.expired:
+                self._give_up(ask, DeadlineError(_EXPIRED, "Give it more time, or ask when less waits."))
+            if taken.batch:
+                self._run_batch(taken.batch)
+            with self._guard:
+                if taken.batch:
+                    self._under_way = [batch for batch in self._under_way if batch is not taken.batch]
+                    if self._queue.images:  # what waited for this batch's images may be work for several lanes
+                        self._work_there.notify_all()
+                self._batch_done.notify_all()
+            # An idle lane must not keep the last batch's images alive.
+            del taken

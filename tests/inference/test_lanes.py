@@ -1,0 +1,153 @@
+"""The threads that compute: side by side where a device can, never twice for one image, and all of them ended."""
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from appliance.domain.errors import InferenceUnavailableError
+from appliance.inference.lanes import Lanes
+from appliance.inference.scheduler import Ask, Place, QueueLimits
+
+TWO = Place("cpu", 2)
+LONG = 10.0
+
+
+class Work:
+    """Batches that stand still until they are let go; tells which have begun and which are done."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.done: list[str] = []
+        self.go = threading.Event()
+        self._changed = threading.Condition()
+
+    def __call__(self, batch: Sequence[Ask]) -> None:
+        """The work of a lane."""
+        self._note(self.begun, batch)
+        assert self.go.wait(LONG)
+        self._note(self.done, batch)
+
+    def begins(self, count: int) -> list[str]:
+        """Wait until so many asks have begun; their names, sorted."""
+        return self._when(self.begun, count)
+
+    def ends(self, count: int) -> list[str]:
+        """Wait until so many asks are done; their names, sorted."""
+        return self._when(self.done, count)
+
+    def _note(self, where: list[str], batch: Sequence[Ask]) -> None:
+        with self._changed:
+            where.extend(ask.payload for ask in batch)
+            self._changed.notify_all()
+
+    def _when(self, where: list[str], count: int) -> list[str]:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(where) >= count, LONG), where
+            return sorted(where)
+
+
+@pytest.fixture
+def work() -> Work:
+    """Work that waits."""
+    return Work()
+
+
+@pytest.fixture
+def lanes(work: Work) -> Iterator[Lanes]:
+    """Lanes that do it; every ask that is given up fails the test."""
+
+    def give_up(ask: Ask, error: Exception) -> None:
+        raise AssertionError(ask, error)
+
+    made = Lanes(QueueLimits(), work, give_up)
+    yield made
+    work.go.set()
+    made.close()
+
+
+def ask(name: str, image: str = "", place: Place = TWO) -> Ask:
+    """An ask about one image, its own unless named."""
+    return Ask("pack", (image or name,), payload=name, place=place)
+
+
+def test_a_device_with_two_lanes_computes_two_batches_at_once(lanes: Lanes, work: Work) -> None:
+    """Two begin before either is done; the third begins when there is room."""
+    for name in ("a", "b", "c"):
+        lanes.submit(ask(name))
+    assert work.begins(2) == ["a", "b"]
+    assert lanes.waiting_images == 1
+    work.go.set()
+    assert work.ends(3) == ["a", "b", "c"]
+
+
+def test_devices_do_not_wait_for_each_other(lanes: Lanes, work: Work) -> None:
+    """A device of one lane has a thread of its own beside those of the other."""
+    for each in (ask("a"), ask("b"), ask("g", place=Place("gpu", 1)), ask("h", place=Place("gpu", 1))):
+        lanes.submit(each)
+    assert work.begins(3) == ["a", "b", "g"]
+    work.go.set()
+    assert work.ends(4) == ["a", "b", "g", "h"]
+
+
+def test_one_image_is_never_in_two_lanes(lanes: Lanes, work: Work) -> None:
+    """Who asks about an image that is under way waits, though a lane is free."""
+    lanes.submit(ask("first", "image"))
+    assert work.begins(1) == ["first"]
+    lanes.submit(ask("again", "image"))
+    lanes.submit(ask("other"))
+    assert work.begins(2) == ["first", "other"]
+    work.go.set()
+    assert work.ends(3) == ["again", "first", "other"]
+
+
+def test_draining_waits_for_every_lane(lanes: Lanes, work: Work) -> None:
+    """A key is drained when no lane works for it any more."""
+    lanes.submit(ask("a"))
+    lanes.submit(ask("b"))
+    work.begins(2)
+    drained = threading.Event()
+
+    def drain() -> None:
+        lanes.drain("pack")
+        drained.set()
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    assert not drained.is_set()
+    work.go.set()
+    assert drained.wait(LONG)
+    thread.join()
+    assert sorted(work.done) == ["a", "b"]
+
+
+def test_closing_runs_what_waits_and_takes_nothing_new(work: Work) -> None:
+    """The threads end when the queue is empty; an ask that comes later is refused."""
+    lanes = Lanes(QueueLimits(), work, lambda *_: None)
+    for name in ("a", "b", "c", "d"):
+        lanes.submit(ask(name))
+    work.begins(2)
+    work.go.set()
+    lanes.close()
+    assert sorted(work.done) == ["a", "b", "c", "d"]
+    with pytest.raises(InferenceUnavailableError, match="stopping"):
+        lanes.submit(ask("late"))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane-cpu")]
+
+
+def test_work_that_raises_is_given_up_and_the_lane_goes_on() -> None:
+    """Each ask of the batch is told; the next batch runs."""
+    told: list[tuple[str, str]] = []
+    ran = threading.Event()
+
+    def fail(batch: Sequence[Ask]) -> None:
+        if batch[0].payload == "bad":
+            raise ValueError("broken")
+        ran.set()
+
+    lanes = Lanes(QueueLimits(), fail, lambda each, error: told.append((each.payload, str(error))))
+    lanes.submit(ask("bad"))
+    lanes.submit(ask("good"))
+    assert ran.wait(LONG)
+    lanes.close()
+    assert told == [("bad", "broken")]
