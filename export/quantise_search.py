@@ -107,9 +107,9 @@ class Bench:
     ) -> None:
         self.recipe = recipe
         self.graph = aware or onnx.load(graphs / ENCODER)
-        self.for_cpu = with_exact_input(self.graph)
         self._aware = aware is not None
         self.title = "fine-tuned INT8" if self._aware else "INT8"
+        self.for_cpu = with_exact_input(self.graph)
         self._data, self._folder = data, graphs
         self._rows = data.select(split="tune")[::every]
         self._reference = self._said(ENCODER)
@@ -155,7 +155,7 @@ class Bench:
 def search_precision(recipe: Recipe, data: ImageSet, graphs: Path, *, out: Path, say: Callable[[str], None]) -> None:
     """Copy the exported graphs to `out`, add the INT8 and FP8 encoders, and record the search.
 
-    `encoder.int8.onnx` is for ONNX Runtime on a CPU; its stem reads the picture itself. `encoder.int8.tensorrt.onnx`
+    `encoder.int8.onnx` is for ONNX Runtime on a CPU, its stem reads the picture itself; `encoder.int8.tensorrt.onnx`
     keeps the same layers in FP32 and has signed activations and FP32 biases; `encoder.fp8.tensorrt.onnx` is, of the
     student's own weights, that one in FP8. `precision-search.json` holds every trial, the sensitivities and the choice.
     When no setting is inside the bounds, the encoder is fine-tuned for INT8 (`encoder.aware.onnx`) for as many steps as

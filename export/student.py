@@ -83,7 +83,7 @@ ARCHITECTURES: dict[str, Design] = {
     **repvit.DESIGNS,
     **efficientvit.DESIGNS,
 }
-"""By the name in a recipe, which is timm's wherever timm has the model."""
+"""By the name in a recipe, which is timm's for every published one."""
 
 
 def architecture_named(name: str) -> Design:

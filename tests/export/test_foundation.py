@@ -18,6 +18,7 @@ from export.cli import Line, app
 from export.foundation import started
 from export.progress import Silent
 from export.recipe import recipe_from_toml
+from export.student import ARCHITECTURES
 from export.teachers.published import PUBLICATIONS
 from export.teachers.shelf import teacher_from_recipe
 from tests.export.foundations import three_teachers, write_checkpoints
@@ -110,7 +111,7 @@ def test_a_recipe_without_teachers_has_nothing_to_agglomerate(
 
 @pytest.mark.parametrize("name", ["mobilenetv4_conv_small", "repvit_m0_9", "efficientvit_b0"])
 def test_a_student_starts_from_timms_weights(tiny_recipe: Path, checkpoints: Path, tmp_path: Path, name: str) -> None:
-    """`initial` names pinned weights; a student that timm does not have refuses them."""
+    """`initial` names pinned weights; a student that does not read timm's refuses them."""
     text = three_teachers(tiny_recipe.read_text(), checkpoints)
     state = {"unknown.weight": torch.zeros(1)}
     save_file(state, tmp_path / "weights.safetensors")
@@ -119,13 +120,35 @@ def test_a_student_starts_from_timms_weights(tiny_recipe: Path, checkpoints: Pat
     path.write_text(text.replace("checkpoint_steps = 2\n", f"checkpoint_steps = 2\n{initial}"))
     recipe = recipe_from_toml(path)
     assert recipe.agglomeration is not None
-    with pytest.raises(SettingsError, match="narrow is none"):
+    with pytest.raises(SettingsError, match="narrow does not read"):
         started(recipe, recipe.agglomeration, tmp_path)
     student = dataclasses.replace(recipe.student, architecture=name)
     recipe = dataclasses.replace(recipe, student=student)
     assert recipe.agglomeration is not None
     with pytest.raises(InputError, match="not of the published layout"):
         started(recipe, recipe.agglomeration, tmp_path)
+
+
+def test_what_the_pinned_weights_hold_is_where_the_student_starts(
+    tiny_recipe: Path, checkpoints: Path, tmp_path: Path
+) -> None:
+    """Every weight is the file's, but for the colour stem, which is folded to grey; the classifier is left out."""
+    name, stem = "repvit_m0_9", "stem.conv1.c.weight"
+    torch.manual_seed(8)
+    published = ARCHITECTURES[name].encoder().state_dict()
+    published[stem] = torch.randn(published[stem].shape[0], 3, 3, 3)
+    save_file(published | {"head.head.l.weight": torch.zeros(3, 384)}, tmp_path / "weights.safetensors")
+    path = tmp_path / "recipe.toml"
+    path.write_text(three_teachers(tiny_recipe.read_text(), checkpoints))
+    recipe = recipe_from_toml(path)
+    assert recipe.agglomeration is not None
+    recipe = dataclasses.replace(recipe, student=dataclasses.replace(recipe.student, architecture=name))
+    digest = file_sha256(tmp_path / "weights.safetensors")
+    section = dataclasses.replace(recipe.agglomeration, initial="weights.safetensors", initial_sha256=digest)
+    state = started(recipe, section, tmp_path).state_dict()
+    assert state[stem].shape[1] == 1
+    changed = {key for key, value in state.items() if not torch.equal(value, published[key])}
+    assert changed == {stem, "stem.conv1.bn.running_mean"}
 
 
 def test_afresh_throws_away_what_was_done(tiny_data: Path, tiny_recipe: Path, tmp_path: Path) -> None:
