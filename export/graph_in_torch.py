@@ -1,6 +1,6 @@
 """An exported graph, computed by torch: so that the very graph which is quantised can be fine-tuned.
 
-Only the operators of our encoders and of the triage heads are known; any other is refused by name.
+Only the operators of EfficientNet-Lite, MobileNetV4 and the triage heads are known; any other is refused by name.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from appliance.domain.errors import InputError
+from export.operators import refuse_unknown_operators
 
 Through = Callable[[str, Tensor], Tensor]
 """What is done to each tensor, by its name, before a node reads it."""
@@ -23,12 +23,18 @@ def as_it_is(_name: str, values: Tensor) -> Tensor:
     return values
 
 
-_KINDS = {onnx.TensorProto.FLOAT: torch.float32}
-
-
 def constants(model: onnx.ModelProto) -> dict[str, Tensor]:
     """The constants of a graph by name, as tensors of their own."""
     return {each.name: torch.from_numpy(np.array(onnx.numpy_helper.to_array(each))) for each in model.graph.initializer}
+
+
+def refuse_operators(model: onnx.ModelProto) -> None:
+    """Refuse a graph that can't be computed here.
+
+    Raises:
+        EngineFileError: An operator that is not known here; it is named with its layer.
+    """
+    refuse_unknown_operators(model, "The fine-tuning for INT8 (quantise.aware_steps)", _OPERATORS.__contains__)
 
 
 def computed(model: onnx.ModelProto, known: Mapping[str, Tensor], through: Through = as_it_is) -> dict[str, Tensor]:
@@ -38,17 +44,9 @@ def computed(model: onnx.ModelProto, known: Mapping[str, Tensor], through: Throu
         model: The graph; its nodes stand in the order in which they are computed.
         known: Its inputs and constants.
         through: Applied to each tensor once, when it is known.
-
-    Raises:
-        InputError: An operator that is not known here; it is named with its layer.
     """
     values = {name: through(name, tensor) for name, tensor in known.items()}
     for node in model.graph.node:
-        if node.op_type not in _OPERATORS:
-            raise InputError(
-                f"The operator {node.op_type} of the layer {node.name} can't be fine-tuned.",
-                "Set quantise.aware_steps = 0, or choose another student.",
-            )
         options = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
         result = _OPERATORS[node.op_type]([values[name] for name in node.input if name], options)
         values[node.output[0]] = through(node.output[0], result)
@@ -72,7 +70,7 @@ _OPERATORS: Mapping[str, Callable[[list[Tensor], Mapping[str, Any]], Tensor]] = 
     "AveragePool": lambda inputs, options: functional.avg_pool2d(
         inputs[0], options["kernel_shape"], options["strides"]
     ),
-    "Cast": lambda inputs, options: inputs[0].to(_KINDS[options["to"]]),
+    "Cast": lambda inputs, _: inputs[0].float(),
     "Clip": lambda inputs, _: inputs[0].clamp(float(inputs[1]), float(inputs[2])),
     "Conv": _convolved,
     "Div": lambda inputs, _: inputs[0] / inputs[1],

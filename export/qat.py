@@ -59,9 +59,6 @@ def fine_tuned(
         rounded: What the quantiser made of it; says which tensors are rounded, and how.
         lesson: What to learn from, and for how long.
         say: Told about progress.
-
-    Raises:
-        InputError: The graph holds an operator that can't be fine-tuned; it is named.
     """
     before, learned = constants(graph), constants(graph)
     names = [name for node in graph.graph.node if node.op_type == "Conv" for name in node.input[1:]]

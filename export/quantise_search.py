@@ -21,6 +21,7 @@ from export.artefacts import write_json
 from export.exact_input import with_exact_input
 from export.feature_cache import write_whole
 from export.fp8 import fp8_from_int8
+from export.graph_in_torch import refuse_operators
 from export.images import ImageSet
 from export.latency import Ratio, compare
 from export.layout import AWARE, FOR_TENSORRT, FP8_FOR_TENSORRT, SEARCH_RECORD
@@ -167,6 +168,9 @@ def search_precision(recipe: Recipe, data: ImageSet, graphs: Path, *, out: Path,
         graphs: The artefact of the step `to_onnx`.
         out: Folder to write to.
         say: Told about progress.
+
+    Raises:
+        EngineFileError: The recipe allows the fine-tuning, and the encoder has an operator that it does not know.
     """
     shutil.copytree(graphs, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("done.json"))
     with tempfile.TemporaryDirectory() as scratch:
@@ -190,12 +194,14 @@ class _Found:
 
 
 def _search_in(scratch: Path, recipe: Recipe, data: ImageSet, *, out: Path, say: Callable[[str], None]) -> None:
+    if recipe.quantise.aware_steps:
+        refuse_operators(onnx.load(scratch / ENCODER))
     kept = found = _found(scratch, recipe, data, say)
     trials = list(found.trials)
     steps = recipe.quantise.aware_steps if found.best.broken else 0
     if steps:
         say(f"INT8: no setting is inside the bounds ({found.best.broken}); fine-tuning the encoder for {steps} steps")
-        again = _found(scratch, recipe, data, say, aware=_aware_graph(found, scratch, recipe, data, out=out, say=say))
+        again = _found(scratch, recipe, data, say, aware=_aware_graph(found, scratch, data, out=out, say=say))
         trials += again.trials
         if not again.best.broken or again.best.loss.shift < found.best.loss.shift:
             kept = again
@@ -235,16 +241,17 @@ def _found(
 
 
 def _aware_graph(
-    found: _Found, scratch: Path, recipe: Recipe, data: ImageSet, *, out: Path, say: Callable[[str], None]
+    found: _Found, scratch: Path, data: ImageSet, *, out: Path, say: Callable[[str], None]
 ) -> onnx.ModelProto:
     """The encoder fine-tuned with every layer rounded; what an interrupted run had finished is taken up."""
     path = out / AWARE
     if not path.is_file():
-        rounded = found.bench.quantised(found.ranges, (), Target.ONNXRUNTIME_CPU)
+        recipe, bench = found.bench.recipe, found.bench
+        rounded = bench.quantised(found.ranges, (), Target.ONNXRUNTIME_CPU)
         heads = [onnx.load(scratch / "tasks" / task / "head.onnx") for task in (ADULT, PAEDIATRIC)]
         steps, seed = recipe.quantise.aware_steps, recipe.pack.seed
         lesson = Lesson(data.images, data.select(split="train"), heads, steps, seed)
-        graph = fine_tuned(found.bench.graph, rounded, lesson, say)
+        graph = fine_tuned(bench.graph, rounded, lesson, say)
         write_whole(path, graph.SerializeToString(deterministic=True))
     return onnx.load(path)
 

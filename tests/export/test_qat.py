@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from appliance.domain.errors import InputError
+from appliance.domain.errors import EngineFileError
 from appliance.domain.manifest import InputSpec
 from export.artefacts import read_json
 from export.fp8 import is_fp8
@@ -84,7 +84,7 @@ def lost(said: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> float:
 
 @pytest.mark.parametrize("architecture", ["narrow", "mobilenetv4_conv_small"])
 def test_torch_says_what_the_served_graph_says(architecture: str, tmp_path: Path) -> None:
-    """Both families of students: FP32 alike to rounding, and the rounding of the served INT8 graph repeated."""
+    """For both families that it knows: FP32 but for rounding, and what the served INT8 graph rounds."""
     torch.manual_seed(1)
     net = MultiTaskNet(ARCHITECTURES[architecture]).eval()
     image = torch.zeros((2, 1, 512, 512), dtype=torch.uint8)
@@ -98,16 +98,6 @@ def test_torch_says_what_the_served_graph_says(architecture: str, tmp_path: Path
         faked = {name: each.numpy() for name, each in computed(graph, known, fake_quantisation(rounded)).items()}
     assert lost(in_torch, full) < 1e-6
     assert lost(faked, less) < lost(less, full) / 3
-
-
-def test_an_operator_that_torch_is_not_told_of_is_named(graph: onnx.ModelProto) -> None:
-    """The sentence holds operator and layer, and how to do without the fine-tuning."""
-    other = copy.deepcopy(graph)
-    node = next(node for node in other.graph.node if node.op_type == "Clip")
-    node.op_type = "Enchant"
-    with pytest.raises(InputError, match=f"operator Enchant of the layer {node.name}") as said:
-        computed(other, {**constants(other), "image": torch.from_numpy(UNSEEN)})
-    assert "aware_steps = 0" in said.value.way_forward
 
 
 def test_fine_tuning_wins_back_some_of_what_a_loud_channel_costs(graph: onnx.ModelProto, tmp_path: Path) -> None:
@@ -191,6 +181,23 @@ def test_outside_the_bounds_the_encoder_is_fine_tuned_and_brought_inside(
     search(tmp_path / "plain", 1.0, 0)
     for name in (QUANTISED, FOR_TENSORRT):
         assert (tmp_path / "once" / name).read_bytes() != (tmp_path / "plain" / name).read_bytes()
+
+
+def test_an_operator_that_torch_is_not_told_of_is_named_before_anything_is_searched(
+    prepared: Path, graph: onnx.ModelProto, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """A recipe that allows the fine-tuning of an encoder that can't be is refused with operator, layer and key."""
+    other = copy.deepcopy(graph)
+    node = next(node for node in other.graph.node if node.op_type == "Clip")
+    node.op_type = "Enchant"
+    (tmp_path / "graphs").mkdir()
+    (tmp_path / "graphs" / ENCODER).write_bytes(other.SerializeToString())
+    recipe = recipe_from_toml(tiny_recipe)
+    recipe = dataclasses.replace(recipe, quantise=dataclasses.replace(recipe.quantise, aware_steps=1))
+    told: list[str] = []
+    with pytest.raises(EngineFileError, match=rf"aware_steps.* the operator Enchant of the layer {node.name}"):
+        search_precision(recipe, image_set(prepared), tmp_path / "graphs", out=tmp_path / "out", say=told.append)
+    assert told == []
 
 
 def test_an_interrupted_fine_tuning_leaves_nothing_and_a_finished_one_is_taken_up(
