@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from appliance.inference.onnxruntime_cpu import UNWANTED_OPTIMISERS
 from appliance.inference.tensors import Array
 
 FIRST_RUNS = 3
@@ -28,7 +29,9 @@ def session_of(graph: Path, threads: int, *, spin: bool) -> onnxruntime.Inferenc
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(UNWANTED_OPTIMISERS)
+    )
 
 
 def measured(order: dict[str, Any]) -> list[dict[str, Any]]:

@@ -35,6 +35,9 @@ HEAD_THREADS = 2
 hold five pools, on sixteen CPUs 75 threads of the 128 tasks that the daemon's unit allows."""
 MOST_LANES = MAX_BATCH
 """Batches at once: as many as one request may hold images; each is a thread of the 128 as well."""
+UNWANTED_OPTIMISERS = ("WeightBiasQuantization",)
+"""What ONNX Runtime must leave alone: it rounds the weights of a layer that a pack keeps in FP32 between two in INT8,
+with one scale for all channels. The pack's maker decides what is rounded, and has measured it."""
 _FATAL_ONLY = 4
 """ONNX Runtime's severity level; its errors reach us as exceptions, and our log from there."""
 
@@ -139,7 +142,9 @@ def _session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
     # database live on the same CPUs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(graph, options, providers=list(_PROVIDERS), enable_fallback=0)
+    return onnxruntime.InferenceSession(
+        graph, options, providers=list(_PROVIDERS), enable_fallback=0, disabled_optimizers=list(UNWANTED_OPTIMISERS)
+    )
 
 
 class OnnxRuntimeCpuEngine(DescribedEngine):

@@ -88,3 +88,31 @@ def test_a_failure_of_the_runtime_is_no_crash() -> None:
     engine = OnnxRuntimeCpu(1).load(model.SerializeToString(), title="lookup.onnx", precision="fp32")
     with pytest.raises(InferenceError, match=r"failed on lookup\.onnx"):
         engine.run({"x": np.array([99], np.int64)})
+
+
+def test_a_layer_in_full_precision_stays_so_between_integers() -> None:
+    """Channels of very different weights, the layer's input and output in INT8: the small ones are not rounded away."""
+    weight = np.array([[[[100.0]]], [[[0.25]]]], np.float32)
+    scale, zero = np.array(0.01, np.float32), np.array(0, np.uint8)
+    out_scale = np.array(1.0 / 256, np.float32)
+    constants = {"w": weight, "s": scale, "z": zero, "so": out_scale}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "s", "z"], ["xf"]),
+        helper.make_node("Conv", ["xf", "w"], ["c"], group=2),
+        helper.make_node("QuantizeLinear", ["c", "so", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "so", "z"], ["y"]),
+    ]
+    model: onnx.ModelProto = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "between",
+            [helper.make_tensor_value_info("x", TensorProto.UINT8, ("n", 2, 1, 1))],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("n", 2, 1, 1))],
+            [onnx.numpy_helper.from_array(values, name) for name, values in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 21)],
+        ir_version=10,
+    )
+    engine = OnnxRuntimeCpu(1).load(model.SerializeToString(), title="between.onnx", precision="int8")
+    found = engine.run({"x": np.array([0, 200], np.uint8).reshape(1, 2, 1, 1)})["y"]
+    np.testing.assert_allclose(found.ravel(), [0.0, 2.0 * 0.25], atol=1.0 / 256)
