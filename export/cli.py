@@ -53,7 +53,7 @@ STEP_VERSIONS = {
     "distil": 2,
     "calibrate": 2,
     "to_onnx": 2,
-    "quantise": 4,
+    "quantise": 5,
     "to_engine": 2,
     "golden": 2,
     "verify": 3,

@@ -24,6 +24,8 @@ from export.subgroups import is_enough, subgroups
 from export.tasks import ADULT, PAEDIATRIC
 
 Table = dict[str, Any]
+NAMED_LAYERS = 3
+"""So many layers are named where they stay in FP32; more are counted."""
 WITHIN = {ADULT: "NIH, adults", PAEDIATRIC: "Kermany, children of 1 to 5 years"}
 
 
@@ -130,6 +132,12 @@ def _mean_surface(said: Predictions, data: ImageSet) -> float:
     return float(np.nanmean(said.surface_mean[val]))
 
 
+def _full_in_words(layers: Sequence[str]) -> str:
+    if not layers:
+        return "every layer"
+    return f"but for {', '.join(layers)}" if len(layers) <= NAMED_LAYERS else f"but for {len(layers)} layers"
+
+
 def search_table(record: Mapping[str, Any]) -> Table:
     """The INT8 search, as `quantise_search.py` recorded it."""
     rows = []
@@ -138,7 +146,7 @@ def search_table(record: Mapping[str, Any]) -> Table:
         words = "kept" if number == record["chosen"] else "inside"
         rows.append(
             [
-                f"{trial['method']}, {len(full) or 'no'} layers in FP32{', fine-tuned' if trial['aware'] else ''}",
+                f"{trial['method']}, {_full_in_words(full)}{', fine-tuned' if trial['aware'] else ''}",
                 f"{trial['size_bytes'] / 1e6:.1f} MB",
                 *(f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" for ratio in trial["speed"]),
                 f"{loss['adult_auc']:.4f}",
