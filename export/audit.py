@@ -1,6 +1,6 @@
 """The shortcut audit of `verify`: trivial classifier, matched strata, disturbances and attribution, task by task."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,6 @@ from export.tables import Table
 from export.tasks import ADULT, LUNGS, PAEDIATRIC
 
 TASKS = (ADULT, PAEDIATRIC)
-ATTRIBUTED = {ADULT: 32, PAEDIATRIC: 16}
-"""How many validation images are taken apart, spread evenly over them."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -119,15 +117,8 @@ def _disturbed(subject: Audited) -> dict[str, dict[str, float]]:
 
 
 def _attribution(subject: Audited, task: str) -> Attribution:
-    rows = subject.cases(task).rows
-    chosen = _spread(rows, ATTRIBUTED[task])
-    images = [subject.data.images[subject.said.indices[row]] for row in chosen]
+    images = [subject.data.images[subject.said.indices[row]] for row in subject.cases(task).rows]
     return attribution(subject.runner, task, images, subject.recipe.pack.seed)
-
-
-def _spread(rows: Sequence[int], count: int) -> list[int]:
-    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)
-    return [rows[place] for place in places]
 
 
 def _area(cases: Labelled) -> float:

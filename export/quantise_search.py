@@ -38,7 +38,7 @@ ENCODER, QUANTISED = "encoder.onnx", "encoder.int8.onnx"
 CANDIDATE = "candidate.onnx"
 HEADS = (ADULT, PAEDIATRIC, LUNGS)
 FIRST_LAYERS = (1, 2, 3, 4, 5)
-"""How many of the first layers are tried in FP32: they hold the largest maps, and neighbours need no rounding between."""
+"""How many of the first layers are tried in FP32: they hold the largest maps, and need no rounding between them."""
 FULL_LAYERS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)
 """How many of the most sensitive layers are tried in FP32."""
 SENSITIVITY_EVERY = 5
