@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from appliance.domain.errors import GateError, UnknownModelError
-from appliance.domain.manifest import EncoderVariant, OperatingPoint, VerifiedPack
+from appliance.domain.manifest import VerifiedPack
 from appliance.governance.activation import activate, dice_of
 from appliance.governance.serving import serve_best
 from appliance.inference.runner import PackRunner
 from appliance.packs.open import open_pack
 from tests.fakes.tiny_pack import TinyPack, bright_picture, rewritten, tiny_pack
+from tests.fakes.two_precisions import two_precisions
 from tests.fakes.watched_runtime import Outputs, WatchedRuntime
 
 
@@ -118,30 +119,6 @@ def test_dice_counts_common_pixels_twice() -> None:
     left, right = np.array([True, True, False, False]), np.array([False, True, True, False])
     assert [dice_of(left, left), dice_of(left, right), dice_of(left, ~left)] == [1.0, 0.5, 0.0]
     assert dice_of(left & False, right & False) == 1.0
-
-
-def two_precisions(pack: TinyPack) -> TinyPack:
-    """The pack with an INT8 variant that is preferred; its graph is the same, only its name differs."""
-    (pack.folder / "encoder.int8.onnx").write_bytes((pack.folder / "encoder.onnx").read_bytes())
-    golden = pack.folder / "golden" / "cases.safetensors"
-    arrays = load_file(golden)
-    int8 = {name.replace("fp32/", "int8/"): array for name, array in arrays.items() if name.startswith("fp32/")}
-    save_file(arrays | int8, golden)
-    variants = (
-        EncoderVariant("int8", "encoder.int8.onnx", ("onnxruntime-cpu",)),
-        EncoderVariant("fp32", "encoder.onnx", ("onnxruntime-cpu",)),
-    )
-    tasks = tuple(
-        dataclasses.replace(
-            task,
-            operating_points=(
-                *task.operating_points,
-                OperatingPoint("int8", 0.5, task.operating_points[0].max_distance, "Synthetic."),
-            ),
-        )
-        for task in pack.manifest.tasks
-    )
-    return rewritten(pack, variants=variants, tasks=tasks)
 
 
 def test_the_preferred_precision_serves_where_it_is_right(pack: TinyPack) -> None:

@@ -5,44 +5,24 @@ import json
 from pathlib import Path
 
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from appliance.domain.errors import EngineFileError
-from appliance.domain.manifest import EncoderVariant, OperatingPoint, VerifiedPack
+from appliance.domain.manifest import EncoderVariant, VerifiedPack
 from appliance.governance.measured import Measured, machine_name
 from appliance.governance.serving import serve_best
 from appliance.inference.latency import batching_from
 from appliance.inference.runner import Choice, PackRunner
 from appliance.inference.scheduler import Batching
 from appliance.packs.open import open_pack
-from tests.fakes.tiny_pack import bright_picture, rewritten, tiny_pack
+from tests.fakes.tiny_pack import bright_picture, tiny_pack
+from tests.fakes.two_precisions import two_precisions
 from tests.fakes.watched_runtime import Outputs, WatchedRuntime
 
 
 @pytest.fixture
 def pack(tmp_path: Path) -> VerifiedPack:
     """A pack with an INT8 variant, preferred by its manifest, and an FP32 one; both give the same."""
-    made = tiny_pack(tmp_path / "packs")
-    (made.folder / "encoder.int8.onnx").write_bytes((made.folder / "encoder.onnx").read_bytes())
-    golden = made.folder / "golden" / "cases.safetensors"
-    arrays = load_file(golden)
-    int8 = {name.replace("fp32/", "int8/"): array for name, array in arrays.items() if name.startswith("fp32/")}
-    save_file(arrays | int8, golden)
-    variants = (
-        EncoderVariant("int8", "encoder.int8.onnx", ("onnxruntime-cpu",)),
-        EncoderVariant("fp32", "encoder.onnx", ("onnxruntime-cpu",)),
-    )
-    tasks = tuple(
-        dataclasses.replace(
-            task,
-            operating_points=(
-                *task.operating_points,
-                OperatingPoint("int8", 0.5, task.operating_points[0].max_distance, "Synthetic."),
-            ),
-        )
-        for task in made.manifest.tasks
-    )
-    again = rewritten(made, variants=variants, tasks=tasks)
+    again = two_precisions(tiny_pack(tmp_path / "packs"))
     return open_pack(again.folder, [again.keys.public], allow_unvalidated=True)
 
 
