@@ -1,8 +1,10 @@
 """`insite bench soak`: whether the daemon grows, over many load and unload cycles and many requests.
 
-Cycles and requests come in rounds, and after each the daemon's resident set is looked at. From one look to the next it
-moves by a few percent, up and down, as allocators fill and give back; so growth is the median of the last third of the
-rounds against the median of the first third, after a warm-up, and every look is told.
+Cycles and requests come in rounds, and after each the daemon's resident set is looked at. A session of ONNX Runtime
+takes memory with its first run, and a pack has two for each graph: for batches that are alone, and for several at once.
+So each round ends with a crowd and then with one client alone, both asking every task, so that every look finds all of
+them at work. What is left moves by a few percent, up and down, as allocators fill and give back; so growth is the
+median of the last third of the rounds against the median of the first third, after a warm-up, and every look is told.
 """
 
 import math
@@ -31,6 +33,8 @@ CYCLES_A_ROUND = 3
 CLIENTS = 16
 FRESH_SHARE = 20
 """Of so many requests one brings a new image; the others cost only a head."""
+ALONE = 4
+"""Images of the client that asks alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class Soak:
 
 
 def bench_soak(settings: Settings, soak: Soak) -> dict[str, Any]:
-    """Load, unload and ask, and compare the daemon's memory before and after.
+    """Load, unload and ask, and compare what the daemon holds after the first rounds and after the last.
 
     Returns:
         `{"growth", "mib", "cycles", "requests", "failures"}`; growth as a part, 0.02 for 2 %; `mib` after each round.
@@ -91,11 +95,11 @@ def _cycle(daemon: Running, manifest: PackManifest, cycles: int) -> None:
 
 
 def _ask(daemon: Running, manifest: PackManifest, requests: int) -> int:
-    """Send requests by shared memory, and say how many failed."""
+    """Send at least so many requests by shared memory, the last of them by one client alone; say how many failed."""
     spec = manifest.input
-    order = {
+    every = {
         "target": daemon.target,
-        "models": [manifest.model_name(manifest.guard)],
+        "models": [manifest.model_name(task.name) for task in manifest.tasks],
         "input_name": spec.name,
         "rows": spec.rows,
         "columns": spec.columns,
@@ -103,10 +107,12 @@ def _ask(daemon: Running, manifest: PackManifest, requests: int) -> int:
         "shared": True,
     }
     each = math.ceil(requests / CLIENTS)
-    fresh = math.ceil(each / FRESH_SHARE)
+    fresh = math.ceil(each / FRESH_SHARE / len(manifest.tasks))
+    known = max(1, each - fresh * len(manifest.tasks))
     found = [
-        child_json(LOAD, order | {"count": fresh}),
-        child_json(LOAD, order | {"count": max(1, each - fresh), "same_image": True}),
+        child_json(LOAD, every | {"count": known, "same_image": True, "models": [manifest.model_name(manifest.guard)]}),
+        child_json(LOAD, every | {"count": fresh}),
+        child_json(LOAD, every | {"count": ALONE, "clients": 1}),
     ]
     return sum(sum(one["failures"].values()) for one in found)
 

@@ -132,10 +132,10 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Tensor], titl
     Raises:
         InvalidTensorError: With what is expected.
     """
-    expected = ", ".join(described(spec) for spec in specs)
     if set(inputs) != {spec.name for spec in specs}:
         raise InvalidTensorError(
-            f"{title} was given {', '.join(sorted(inputs)) or 'no input'}.", f"It takes {expected}."
+            f"{title} was given {', '.join(sorted(inputs)) or 'no input'}.",
+            f"It takes {', '.join(described(spec) for spec in specs)}.",
         )
     for spec in specs:
         tensor = inputs[spec.name]
