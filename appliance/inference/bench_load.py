@@ -1,7 +1,7 @@
 """A load of many clients against any server of the protocol, in a process of its own, for `insite bench inference`.
 
-Each client has a connection of its own and one request under way. No two requests bring the same image: a counter is
-written into the first pixels, so that no cache answers.
+Each client has a connection of its own and one request under way, as a call of its own or in one stream of its own. No
+two requests bring the same image: a counter is written into the first pixels, so that no cache answers.
 """
 
 import asyncio
@@ -10,8 +10,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from appliance.inference.generated.open_inference_pb2_grpc import GRPCInferenceS
 from appliance.inference.shared_memory import FOLDER
 
 COUNTER_BYTES = 8
+ANSWER_SECONDS = 120.0
+IN_STREAM = "refused in a stream"
+"""Among failures, beside gRPC's codes: a stream's answers have a sentence and no code."""
 
 _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
@@ -43,6 +47,7 @@ class Load:
         priority: Of every request; 0 sends none.
         count: Rounds of each client, in place of `seconds`; 0 for none.
         same_image: Each client asks about one image again and again.
+        stream: Requests go through one `ModelStreamInfer` of each client, not each as a call of its own.
         pause: Seconds between an answer and the next request of a client.
     """
 
@@ -60,6 +65,7 @@ class Load:
     pause: float = 0.0
     count: int = 0
     same_image: bool = False
+    stream: bool = False
 
 
 @dataclass(slots=True)
@@ -77,6 +83,13 @@ class Found:
     without_hint: int = 0
 
 
+_Send = Callable[[oip.ModelInferRequest], Awaitable[Any]]
+
+
+class StreamRefusedError(Exception):
+    """A request in a stream was refused, which ends no call: the answer says so."""
+
+
 class _Client:
     def __init__(self, load: Load, number: int) -> None:
         self._load = load
@@ -89,18 +102,19 @@ class _Client:
         self.name = f"insite-bench-{os.getpid()}-{number}"
 
     @contextlib.asynccontextmanager
-    async def connected(self) -> AsyncIterator[Any]:
-        """A connection, with the client's region registered where one is used."""
+    async def connected(self) -> AsyncIterator[_Send]:
+        """What sends a request over a connection, with the client's region registered where one is used."""
         async with grpc.aio.insecure_channel(self._load.target, options=_OPTIONS) as channel:
             stub: Any = GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+            send = _in_stream(stub) if self._load.stream else partial(stub.ModelInfer, timeout=ANSWER_SECONDS)
             if not self._load.shared:
-                yield stub
+                yield send
                 return
             with self._region():
                 await stub.SystemSharedMemoryRegister(
                     oip.SystemSharedMemoryRegisterRequest(name=self.name, key=f"/{self.name}", byte_size=self._size)
                 )
-                yield stub
+                yield send
                 await stub.SystemSharedMemoryUnregister(oip.SystemSharedMemoryUnregisterRequest(name=self.name))
 
     @contextlib.contextmanager
@@ -141,6 +155,19 @@ class _Client:
         return request
 
 
+def _in_stream(stub: Any) -> _Send:
+    call = stub.ModelStreamInfer()
+
+    async def send(request: oip.ModelInferRequest) -> Any:
+        await call.write(request)
+        answer = await call.read()
+        if answer.error_message:
+            raise StreamRefusedError(answer.error_message)
+        return answer.infer_response
+
+    return send
+
+
 def regions_of(process: int) -> Sequence[Path]:
     """The shared memory of a load's process; what is left of it when it was killed."""
     return tuple(FOLDER.glob(f"insite-bench-{process}-*"))
@@ -155,13 +182,13 @@ async def run_load(load: Load) -> Found:
     async def client(number: int) -> None:
         nonlocal started
         sender = _Client(load, number)
-        async with sender.connected() as stub:
-            await _ask(stub, sender, load, Found())
+        async with sender.connected() as send:
+            await _ask(send, sender, load, Found())
             await begin.wait()
             started = started or time.perf_counter()
             done = 0
             while done < load.count if load.count else time.perf_counter() - started < load.seconds:
-                await _ask(stub, sender, load, found)
+                await _ask(send, sender, load, found)
                 done += 1
                 if load.pause:
                     await asyncio.sleep(load.pause)
@@ -171,21 +198,24 @@ async def run_load(load: Load) -> Found:
     return found
 
 
-async def _ask(stub: Any, sender: _Client, load: Load, found: Found) -> None:
+async def _ask(send: _Send, sender: _Client, load: Load, found: Found) -> None:
     start = time.perf_counter()
     requests = sender.requests()
     if load.together:
-        outcomes = await asyncio.gather(*(_one(stub, request, found) for request in requests))
+        outcomes = await asyncio.gather(*(_one(send, request, found) for request in requests))
     else:
-        outcomes = [await _one(stub, request, found) for request in requests]
+        outcomes = [await _one(send, request, found) for request in requests]
     if all(outcomes):
         found.answers += 1
         found.milliseconds.append((time.perf_counter() - start) * 1000)
 
 
-async def _one(stub: Any, request: oip.ModelInferRequest, found: Found) -> bool:
+async def _one(send: _Send, request: oip.ModelInferRequest, found: Found) -> bool:
     try:
-        await stub.ModelInfer(request, timeout=120)
+        await send(request)
+    except StreamRefusedError:
+        found.failures[IN_STREAM] = found.failures.get(IN_STREAM, 0) + 1
+        return False
     except grpc.aio.AioRpcError as error:
         code = error.code().name
         found.failures[code] = found.failures.get(code, 0) + 1
