@@ -194,7 +194,7 @@ def test_the_blocking_client_reaches_every_method(tmp_path: Path) -> None:
     assert int(said["statistics"]["inference_count"]) == 3
     assert int(said["statistics"]["inference_stats"]["success"]["count"]) == 3
     assert int(said["statistics"]["inference_stats"]["queue"]["count"]) == 3
-    assert len(said["all_statistics"]) == 5
+    assert len(said["all_statistics"]) == 6
     assert (said["live"], said["metadata"], said["server"]) == ([True, True, True], "onnxruntime-cpu", "insite")
     codes = {
         "too_small": ("OUT_OF_RANGE", "do not fit"),
@@ -223,7 +223,7 @@ def test_the_asynchronous_client_reaches_every_method(tmp_path: Path) -> None:
         "live": [True, True, True],
         "server": "insite",
         "metadata": "onnxruntime-cpu",
-        "index": 5,
+        "index": 6,
         "answers": 16,
         "regions": ["pixels"],
         "same": True,
