@@ -262,19 +262,26 @@ def _heads(run: _Run) -> None:
     """
     manifest = run.subject.manifest
     each_task = tuple(manifest.model_name(task.name) for task in manifest.tasks)
-    four = {"clients": 4, "seconds": run.effort.seconds, "shared": True}
     heads = [str(head) for head in run.subject.heads]
-    seconds = run.effort.seconds / 2
+    ways: dict[str, dict[str, Any]] = {
+        "served": {"clients": 4, "shared": True, "models": (manifest.model_name("all"),)},
+        "a_call_each": {"clients": 4, "shared": True, "models": each_task, "together": True},
+    }
     rounds = []
     for _ in range(run.effort.rounds):
+        seconds = run.effort.seconds / 2
         alone = max(
             float(_alone(run, **run.best | {"spins": [spin]}, heads=heads, seconds=seconds)["images_per_second"])
             for spin in (True, False)
         )
-        one_call = _load(run, **four, models=(manifest.model_name("all"),))
-        calls = _load(run, **four, models=each_task, together=True)
-        rounds.append({"separate_models": alone, "served": _rate(one_call), "a_call_each": _rate(calls)})
-    run.raw["heads"] = {"tasks": len(each_task), "rounds": rounds}
+        served = {way: _rate(_load(run, **load, seconds=run.effort.seconds)) for way, load in ways.items()}
+        rounds.append({"separate_models": alone, **served})
+    one_thread = {"threads": [1], "batches": [1], "spins": [False], "heads": heads}
+    processor = {
+        "separate_models": _alone(run, **one_thread, seconds=run.effort.seconds)["processor_ms"],
+        **{way: _processor_ms(run.daemon, _order(run, **load), run.effort) for way, load in ways.items()},
+    }
+    run.raw["heads"] = {"tasks": len(each_task), "rounds": rounds, "processor_ms_per_image": processor}
     run.ratios["heads_vs_models"] = _median(each["served"] / each["separate_models"] for each in rounds)
 
 
