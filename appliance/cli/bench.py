@@ -27,8 +27,9 @@ def bench_inference(
     short: Annotated[bool, typer.Option("--short", help="A minute: shows that it runs, judges nothing.")] = False,
 ) -> None:
     """Compare the inference daemon with ONNX Runtime alone and with MLServer, as ratios of one run."""
-    from appliance.daemons.bench_inference import SHORT, Effort, table_of  # noqa: PLC0415 - each command imports only what it runs
+    from appliance.daemons.bench_inference import SHORT, Effort  # noqa: PLC0415 - each command imports only what it runs
     from appliance.daemons.bench_inference import bench_inference as measure  # noqa: PLC0415 - the same
+    from appliance.daemons.bench_inference_table import table_of  # noqa: PLC0415 - the same
 
     settings = _settings_with(packs, state, config)
     found = measure(settings, SHORT if short else Effort(), mlserver.absolute())

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from rich.table import Table
 
 from appliance.daemons.bench_background import LOAD, busy
+from appliance.daemons.bench_inference_table import GOALS, WITHOUT_GOAL
 from appliance.daemons.bench_peers import Running, child_json, mlserver, our_daemon, trusted
 from appliance.domain.errors import PackError
 from appliance.domain.manifest import PackManifest, VerifiedPack
@@ -36,20 +36,6 @@ OUTLASTS = 60.0
 """Seconds that background work may go on after what is measured beside it; it is ended then."""
 CLIENTS_A_PLACE = 3
 """Clients of the crowd for each image that may wait."""
-
-GOALS: Mapping[str, tuple[str, float]] = {
-    "throughput_vs_in_process": (">=", 0.85),
-    "throughput_vs_in_process_inline": (">=", 0.78),
-    "throughput_vs_mlserver": (">=", 5.0),
-    "overhead_ms_batch1": ("<=", 1.5),
-    "stat_p99_loaded_vs_idle": ("<=", 2.5),
-    "heads_vs_models": (">=", 2.5),
-    "errors_of_many_clients": ("<=", 0.0),
-}
-"""What the daemon is built to reach on two cores with the chest radiograph pack; the table shows them beside it."""
-
-WITHOUT_GOAL = ("throughput_vs_in_process_side_by_side", "throughput_vs_mlserver_tuned")
-"""The harder comparisons: with one caller a core, as the daemon's lanes are, and with MLServer tuned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,22 +109,6 @@ def bench_inference(settings: Settings, effort: Effort, peer: Path | None) -> di
         _crowd(run, folder / "crowd", settings)
     raw["machine"]["load_after"] = os.getloadavg()[0]
     return {"ratios": ratios, "raw": raw}
-
-
-def table_of(found: Mapping[str, Any]) -> Table:
-    """The ratios beside what was aimed at."""
-    table = Table("what", "here", "aim", "", box=None)
-    for name, (sign, goal) in GOALS.items():
-        value = found["ratios"][name]
-        if value is None:
-            table.add_row(name, "not measured", f"{sign} {goal:g}", found["raw"]["left_out"].get(name, ""))
-        else:
-            reached = value >= goal if sign == ">=" else value <= goal
-            table.add_row(name, f"{value:.2f}", f"{sign} {goal:g}", "" if reached else "missed in this run")
-    for name in WITHOUT_GOAL:
-        value = found["ratios"][name]
-        table.add_row(name, "not measured" if value is None else f"{value:.2f}", "", "")
-    return table
 
 
 def first_pack(settings: Settings) -> VerifiedPack:
@@ -286,22 +256,32 @@ def _urgent(run: _Run) -> None:
 
 
 def _heads(run: _Run) -> None:
-    """All tasks of the pack on each image, a request each, against an encoder of its own for every task in process.
+    """All tasks of the pack on each image in one request, against an encoder of its own for every task in process.
 
     Many sessions whose threads spin hold each other up, where one alone is fastest so: the reference takes the better.
     """
-    models = tuple(run.subject.manifest.model_name(task.name) for task in run.subject.manifest.tasks)
+    manifest = run.subject.manifest
+    each_task = tuple(manifest.model_name(task.name) for task in manifest.tasks)
     heads = [str(head) for head in run.subject.heads]
-    seconds = run.effort.seconds / 2
+    ways: dict[str, dict[str, Any]] = {
+        "served": {"clients": 4, "shared": True, "models": (manifest.model_name("all"),)},
+        "a_call_each": {"clients": 4, "shared": True, "models": each_task, "together": True},
+    }
     rounds = []
     for _ in range(run.effort.rounds):
+        seconds = run.effort.seconds / 2
         alone = max(
             float(_alone(run, **run.best | {"spins": [spin]}, heads=heads, seconds=seconds)["images_per_second"])
             for spin in (True, False)
         )
-        served = _load(run, clients=4, seconds=run.effort.seconds, shared=True, together=True, models=models)
-        rounds.append({"separate_models": alone, "served": _rate(served)})
-    run.raw["heads"] = {"tasks": len(models), "rounds": rounds}
+        served = {way: _rate(_load(run, **load, seconds=run.effort.seconds)) for way, load in ways.items()}
+        rounds.append({"separate_models": alone, **served})
+    one_thread = {"threads": [1], "batches": [1], "spins": [False], "heads": heads}
+    processor = {
+        "separate_models": _alone(run, **one_thread, seconds=run.effort.seconds)["processor_ms"],
+        **{way: _processor_ms(run.daemon, _order(run, **load), run.effort) for way, load in ways.items()},
+    }
+    run.raw["heads"] = {"tasks": len(each_task), "rounds": rounds, "processor_ms_per_image": processor}
     run.ratios["heads_vs_models"] = _median(each["served"] / each["separate_models"] for each in rounds)
 
 

@@ -4,21 +4,24 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 
-from appliance.domain.errors import InferenceError, PackContentError, UnknownModelError
+from appliance.domain.errors import InferenceError, InvalidTensorError, PackContentError, UnknownModelError
 from appliance.domain.findings import ModelProvenance
 from appliance.domain.manifest import EncoderVariant, InputSpec, PackManifest, TaskManifest, TensorSpec, VerifiedPack
-from appliance.domain.ports import Answer
 from appliance.inference.engine import Engine, HoldsThreads, Runtime, SideBySide
 from appliance.inference.features import EmbeddingCache, FeatureRow
-from appliance.inference.question import Question
+from appliance.inference.heads import head_outputs, joined
+from appliance.inference.question import Answering, Question, Source
 from appliance.inference.scheduler import Batching, Place
 from appliance.inference.tensors import MAX_BATCH, Array, Tensor, described, fits, is_finite
 
 EMBEDDING = "embedding"
 """The model, beside the tasks, that answers with the encoder's own summary of an image."""
+ALL = "all"
+"""The model that answers for every task at once: its outputs are `<task>.<output>`."""
 
 CACHED_IMAGES = 16
 """Enough for the tasks of the studies that are worked on at the same time; features are a few megabytes each."""
@@ -47,6 +50,7 @@ class LoadedPack:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._manifest = pack.manifest
+        self._outputs, self._sources = _models_of(pack.manifest)
         self._clock = clock
         self._cache = EmbeddingCache(CACHED_IMAGES)
         self.batching = Batching()
@@ -86,19 +90,35 @@ class LoadedPack:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names without the pack's: its tasks, and `embedding`."""
-        return (*self._heads, EMBEDDING)
+        """Names without the pack's: its tasks, `embedding`, and `all`."""
+        return tuple(self._outputs)
 
     def outputs(self, model: str) -> tuple[TensorSpec, ...]:
-        """The tensors that a model answers with."""
-        if model == EMBEDDING:
-            return tuple(tensor for tensor in self._manifest.encoder_outputs if tensor.name == EMBEDDING)
-        task = self._manifest.task(model)
-        if task is None:
+        """The tensors that a model answers with.
+
+        Raises:
+            UnknownModelError: The pack has no such model.
+        """
+        if model not in self._outputs:
             raise UnknownModelError(
                 f"The pack {self._manifest.name} has no task {model}.", f"It has {', '.join(self.models)}."
             )
-        return task.outputs
+        return self._outputs[model]
+
+    def sources(self, model: str, outputs: Sequence[str] = ()) -> Mapping[str, Source]:
+        """Where outputs of a model come from; without names, all of them.
+
+        Raises:
+            UnknownModelError, InvalidTensorError: The pack has no such model, or that has no such output.
+        """
+        names = [spec.name for spec in self.outputs(model)]
+        unknown = next((name for name in outputs if name not in names), None)
+        if unknown is not None:
+            raise InvalidTensorError(
+                f"The model {self._manifest.model_name(model)} has no output {unknown}.", f"It has {', '.join(names)}."
+            )
+        sources = self._sources[model]
+        return {name: sources[name] for name in outputs} if outputs else sources
 
     def encode_seconds(self, images: Array) -> float:
         """How long the encoder takes for a batch; for the latency table, before the pack serves."""
@@ -124,17 +144,17 @@ class LoadedPack:
 
     def _answer(self, questions: Sequence[tuple[Question, tuple[str, ...]]]) -> None:
         rows, spoilt = self._features(questions)
-        for model in dict.fromkeys(question.model for question, _ in questions):
-            asked = [(question, digests) for question, digests in questions if question.model == model]
-            able = []
-            for question, digests in asked:
-                error = next((spoilt[digest] for digest in digests if digest in spoilt), None)
-                if error is None:
-                    able.append((question, [rows[digest] for digest in digests]))
-                else:
-                    question.settle(None, error)
-            if able:
-                self._answer_one_model(model, able)
+        able: list[Answering] = []
+        for question, digests in questions:
+            error = next((spoilt[digest] for digest in digests if digest in spoilt), None)
+            if error is None:
+                able.append(Answering(question, [rows[digest] for digest in digests]))
+            else:
+                question.settle(None, error)
+        for task in dict.fromkeys(source[0] for each in able for source in each.question.sources.values()):
+            asked = [each for each in able if task in each.tasks and not each.question.settled]
+            if asked:
+                self._answer_one_task(task, asked)
 
     def close(self) -> None:
         """Free the engines and what they computed."""
@@ -196,44 +216,42 @@ class LoadedPack:
             self._check_shape("encoder", spec, found[spec.name], len(batch))
         return found
 
-    def _answer_one_model(self, model: str, asked: Sequence[tuple[Question, list[FeatureRow]]]) -> None:
+    def _answer_one_task(self, task: str, asked: Sequence[Answering]) -> None:
         started = self._clock()
         try:
-            found = self._run_model(model, [row for _, rows in asked for row in rows])
+            found = self._run_task(task, [row for each in asked for row in each.rows])
         except Exception as error:  # noqa: BLE001 - told to those who asked
             if len(asked) > 1:
                 for each in asked:
-                    self._answer_one_model(model, [each])
+                    self._answer_one_task(task, [each])
             else:
-                asked[0][0].settle(None, error)
+                asked[0].question.settle(None, error)
             return
         seconds = self._clock() - started
         start = 0
-        for question, rows in asked:
-            question.timing.head = seconds
-            stop = start + len(rows)
+        for each in asked:
+            each.question.timing.head += seconds
+            stop = start + len(each.rows)
             outputs = {name: array[start:stop] for name, array in found.items()}
             start = stop
             try:
-                for row in range(len(rows)):
-                    self._check_row(model, outputs, row)
+                for row in range(len(each.rows)):
+                    self._check_row(task, outputs, row)
             except InferenceError as error:
-                question.settle(None, error)
+                each.question.settle(None, error)
             else:
-                question.settle(Answer(outputs, self.provenance), None)
+                each.take(task, outputs, self.provenance)
 
-    def _run_model(self, model: str, rows: Sequence[FeatureRow]) -> dict[str, Array]:
-        """The outputs of a model for feature rows, in their order."""
-        specs = self.outputs(model)
-        if model == EMBEDDING:
-            found = {spec.name: _joined([row.host(spec.name) for row in rows]) for spec in specs}
+    def _run_task(self, task: str, rows: Sequence[FeatureRow]) -> dict[str, Array]:
+        """The outputs of a task, or the embedding, for feature rows, in their order."""
+        specs = self.outputs(task)
+        if task == EMBEDDING:
+            found = {spec.name: joined([row.host(spec.name) for row in rows]) for spec in specs}
         else:
-            head = self._heads[model]
-            names = [spec.name for spec in head.inputs]
-            parts = [head_outputs(head, names, run) for run in _runs_of(rows)]
-            found = {spec.name: _joined([part[spec.name] for part in parts]) for spec in specs}
+            outputs = head_outputs(self._heads[task], rows)
+            found = {spec.name: outputs[spec.name] for spec in specs}
         for spec in specs:
-            self._check_shape(model, spec, found[spec.name], len(rows))
+            self._check_shape(task, spec, found[spec.name], len(rows))
         return found
 
     def _check_shape(self, model: str, spec: TensorSpec, tensor: Tensor, images: int) -> None:
@@ -254,41 +272,6 @@ class LoadedPack:
                 )
 
 
-def head_outputs(head: Engine, names: Sequence[str], rows: Sequence[FeatureRow]) -> dict[str, Array]:
-    """Run a head on rows that one run of the encoder gave, in the order of the rows.
-
-    On a CPU the head sees these rows only; on a GPU it sees the whole batch, which never leaves the device.
-    """
-    tensors = rows[0].tensors
-    positions = [row.row for row in rows]
-    low, high = min(positions), max(positions) + 1
-    inputs: dict[str, Tensor] = {}
-    for name in names:
-        tensor = tensors[name]
-        inputs[name] = tensor[low:high] if isinstance(tensor, np.ndarray) else tensor
-    outputs = head.run(inputs)
-    first = low if all(isinstance(tensors[name], np.ndarray) for name in names) else 0
-    wanted = [position - first for position in positions]
-    if wanted == list(range(len(outputs[next(iter(outputs))]))):
-        return dict(outputs)
-    return {name: array[wanted] for name, array in outputs.items()}
-
-
-def _runs_of(rows: Sequence[FeatureRow]) -> list[list[FeatureRow]]:
-    """Neighbouring rows that came from one run of the encoder."""
-    runs: list[list[FeatureRow]] = []
-    for row in rows:
-        if runs and runs[-1][0].tensors is row.tensors:
-            runs[-1].append(row)
-        else:
-            runs.append([row])
-    return runs
-
-
-def _joined(parts: Sequence[Array]) -> Array:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
 def choices_of(manifest: PackManifest, runtimes: Sequence[Runtime]) -> tuple[tuple[EncoderVariant, Runtime], ...]:
     """What a machine with these runtimes can serve, in the manifest's order of preference."""
     return tuple(
@@ -304,6 +287,21 @@ def place_of(runtime: Runtime) -> Place:
 def tensor_of_input(spec: InputSpec) -> TensorSpec:
     """A pack's input as a tensor of the protocol."""
     return TensorSpec(spec.name, "UINT8", (-1, 1, spec.rows, spec.columns))
+
+
+def _models_of(
+    manifest: PackManifest,
+) -> tuple[Mapping[str, tuple[TensorSpec, ...]], Mapping[str, Mapping[str, Source]]]:
+    """The outputs of every model of a pack, and where each output comes from."""
+    embedding = tuple(tensor for tensor in manifest.encoder_outputs if tensor.name == EMBEDDING)
+    outputs = {**{task.name: task.outputs for task in manifest.tasks}, EMBEDDING: embedding}
+    sources: dict[str, dict[str, Source]] = {
+        model: {spec.name: (model, spec.name) for spec in specs} for model, specs in outputs.items()
+    }
+    own = [(task.name, spec) for task in manifest.tasks for spec in task.outputs]
+    outputs[ALL] = tuple(replace(spec, name=f"{task}.{spec.name}") for task, spec in own)
+    sources[ALL] = {f"{task}.{spec.name}": (task, spec.name) for task, spec in own}
+    return outputs, sources
 
 
 def _load(pack: VerifiedPack, path: str, precision: str, runtime: Runtime) -> Engine:

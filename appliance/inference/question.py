@@ -1,13 +1,19 @@
 """What one caller asks of one model, as it lies in the queue, and how its answer reaches the caller."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from appliance.domain.findings import ModelProvenance
 from appliance.domain.ports import Answer
+from appliance.inference.features import FeatureRow
 from appliance.inference.tensors import Array
+
+Source: TypeAlias = tuple[str, str]
+"""A task of a pack, or `embedding`, and one of its outputs."""
 
 
 @dataclass(slots=True)
@@ -31,13 +37,13 @@ class Question:
     """A model asked about images.
 
     Args:
-        model: Without the pack's name.
+        sources: Where each output of the answer comes from: the pack's task (or `embedding`) and its output.
         images: UINT8 [N, 1, rows, columns], this process's own copy: nobody may change it any more.
         tell: Called once, by the lane's thread, with the answer or the error.
         name: The model's whole name, for statistics.
     """
 
-    model: str
+    sources: Mapping[str, Source]
     images: Array
     tell: Callable[["Answer | None", "BaseException | None"], None]
     name: str = ""
@@ -52,6 +58,31 @@ class Question:
         self.settled = True
         self.failed = error is not None
         self.tell(answer, error)
+
+
+@dataclass(eq=False, slots=True)
+class Answering:
+    """A question whose images have features, while the tasks that it needs answer one after the other.
+
+    Args:
+        rows: The features of its images, in their order.
+    """
+
+    question: Question
+    rows: Sequence[FeatureRow]
+    _found: dict[Source, Array] = field(default_factory=dict, init=False)
+
+    @property
+    def tasks(self) -> frozenset[str]:
+        """Whom it needs."""
+        return frozenset(task for task, _ in self.question.sources.values())
+
+    def take(self, task: str, outputs: Mapping[str, Array], provenance: ModelProvenance) -> None:
+        """Keep what a task says; the caller is told with the last one, never a part."""
+        self._found.update({(task, name): array for name, array in outputs.items()})
+        sources = self.question.sources
+        if self._found.keys() >= set(sources.values()):
+            self.question.settle(Answer({name: self._found[each] for name, each in sources.items()}, provenance), None)
 
 
 _CONTENT_KEY = AESGCM(os.urandom(16))

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
 from types import TracebackType
@@ -53,6 +53,15 @@ class ModelDescription:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a caller asks for: a model, in a release (empty: whichever is served), some of its outputs (empty: all)."""
+
+    model: str
+    version: str = ""
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Urgency:
     """How a caller wants to be served: its class, and the seconds it will wait (None: as long as it takes)."""
 
@@ -70,7 +79,7 @@ class Choice:
 
 
 class PackRunner:
-    """Serves models `<pack>.<task>` and `<pack>.embedding`; implements `Inference`.
+    """Serves models `<pack>.<task>`, `<pack>.embedding` and `<pack>.all`; implements `Inference`.
 
     Several tasks of one base on one image share one encoder pass, also when they are asked for at the same time.
 
@@ -204,23 +213,20 @@ class PackRunner:
     def infer(self, model: str, image: NDArray[np.uint8]) -> Answer:
         """Run one model on one image; see `Inference.infer`."""
         pack, _ = self._find(model, "")
-        return self.run(model, "", {pack.manifest.input.name: image})
+        return self.run(Wanted(model), {pack.manifest.input.name: image})
 
-    def run(self, model: str, version: str, tensors: Mapping[str, Array]) -> Answer:
+    def run(self, wanted: Wanted, tensors: Mapping[str, Array]) -> Answer:
         """Run one model on named tensors and wait for the answer.
-
-        Args:
-            version: The release that must answer; empty for whichever is served.
 
         Raises:
             UnknownModelError, InvalidTensorError, OverloadedError, InferenceError: As their names say.
         """
         answer: Future[Answer] = Future()
-        self.submit(model, version, tensors, partial(_fulfil, answer))
+        self.submit(wanted, tensors, partial(_fulfil, answer))
         return answer.result()
 
     def submit(
-        self, model: str, version: str, tensors: Mapping[str, Array], settle: Settle, urgency: Urgency | None = None
+        self, wanted: Wanted, tensors: Mapping[str, Array], settle: Settle, urgency: Urgency | None = None
     ) -> Ask:
         """Queue a question and return at once; `settle` gets the answer or the error, in the lane's thread.
 
@@ -231,20 +237,21 @@ class PackRunner:
             UnknownModelError, InvalidTensorError, OverloadedError, DeadlineError: As their names say; `settle` is not
                 called then.
         """
-        shadow = self._shadows.get(model.partition(".")[0])
-        if shadow is None or not self._fits_in_shadow(shadow, model, urgency):
-            return self._queue(model, version, tensors, settle, urgency)
-        settle, unseen = self.differences.pair(model, settle)
+        shadow = self._shadows.get(wanted.model.partition(".")[0])
+        if shadow is None or not self._fits_in_shadow(shadow, wanted.model, urgency):
+            return self._queue(wanted, tensors, settle, urgency)
+        if not wanted.outputs:  # the shadow may have tasks that ours has not
+            described = self.describe(wanted.model, wanted.version)
+            wanted = replace(wanted, outputs=tuple(spec.name for spec in described.outputs))
+        settle, unseen = self.differences.pair(wanted.model, settle)
         # The served question first: its shadow must take neither its turn nor the last place of the queue.
-        ask = self._queue(model, version, tensors, settle, urgency)
-        self._in_shadow(shadow, model, tensors, unseen)
+        ask = self._queue(wanted, tensors, settle, urgency)
+        self._in_shadow(shadow, wanted, tensors, unseen)
         return ask
 
-    def _queue(
-        self, model: str, version: str, tensors: Mapping[str, Array], settle: Settle, urgency: Urgency | None
-    ) -> Ask:
+    def _queue(self, wanted: Wanted, tensors: Mapping[str, Array], settle: Settle, urgency: Urgency | None) -> Ask:
         while True:
-            pack, question, digests = self._question(model, version, tensors, settle)
+            pack, question, digests = self._question(wanted, tensors, settle)
             seconds = (urgency or Urgency()).seconds
             deadline = None if seconds is None else self._clock() + seconds
             ask = Ask(pack, digests, (urgency or Urgency()).priority, deadline, question, pack.place)
@@ -255,9 +262,9 @@ class PackRunner:
                     return ask
 
     def _question(
-        self, model: str, version: str, tensors: Mapping[str, Array], settle: Settle
+        self, wanted: Wanted, tensors: Mapping[str, Array], settle: Settle
     ) -> tuple[LoadedPack, Question, tuple[str, ...]]:
-        pack, task = self._find(model, version)
+        pack, model = self._find(wanted.model, wanted.version)
         spec = tensor_of_input(pack.manifest.input)
         if set(tensors) != {spec.name}:
             raise InvalidTensorError(
@@ -265,7 +272,8 @@ class PackRunner:
             )
         images = tensors[spec.name]
         check_input(spec, images)
-        return pack, Question(task, images, settle, name=model), content_digests(images)
+        question = Question(pack.sources(model, wanted.outputs), images, settle, name=wanted.model)
+        return pack, question, content_digests(images)
 
     def adopt_shadow(self, other: "PackRunner", name: str) -> None:
         """Let a pack that another runner loaded answer unseen what ours of the same name answers."""
@@ -340,14 +348,14 @@ class PackRunner:
         known = model.partition(".")[2] in shadow.models
         return known and not background and self._lanes.waiting_images <= SHADOW_WAITS_FROM
 
-    def _in_shadow(self, shadow: LoadedPack, model: str, tensors: Mapping[str, Array], unseen: Settle) -> None:
+    def _in_shadow(self, shadow: LoadedPack, wanted: Wanted, tensors: Mapping[str, Array], unseen: Settle) -> None:
         images = tensors.get(shadow.manifest.input.name)
         try:
             if images is None:
                 raise InvalidTensorError("The shadow takes another input.")
             check_input(tensor_of_input(shadow.manifest.input), images)
-            task = model.partition(".")[2]
-            question = Question(task, images, unseen, name=f"{model}@shadow")
+            sources = shadow.sources(wanted.model.partition(".")[2], wanted.outputs)
+            question = Question(sources, images, unseen, name=f"{wanted.model}@shadow")
             with self._swapping:
                 if self._shadows.get(shadow.manifest.name) is shadow:
                     digests = content_digests(images)

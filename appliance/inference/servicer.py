@@ -26,7 +26,7 @@ from appliance.inference.generated import open_inference_pb2 as oip
 from appliance.inference.generated.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from appliance.inference.question import Timing
 from appliance.inference.repository import Repository
-from appliance.inference.runner import PackRunner, Urgency
+from appliance.inference.runner import PackRunner, Urgency, Wanted
 from appliance.inference.scheduler import Ask
 from appliance.inference.shared_memory import Region, SharedRegions
 from appliance.inference.statistics import Duration, ModelCounts
@@ -237,9 +237,8 @@ class InferenceServicer(GRPCInferenceServiceServicer):
                 self._log.debug("an answer came after the end", model=request.model_name)
 
         seconds = min((each for each in (wishes.seconds, call_seconds) if each is not None), default=None)
-        ask = self._runner.submit(
-            request.model_name, request.model_version, tensors, settle, Urgency(wishes.priority, seconds)
-        )
+        wanted = Wanted(request.model_name, request.model_version, tuple(each.name for each in request.outputs))
+        ask = self._runner.submit(wanted, tensors, settle, Urgency(wishes.priority, seconds))
         try:
             answer = await done
         except asyncio.CancelledError:

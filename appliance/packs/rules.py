@@ -9,6 +9,8 @@ from appliance.domain.manifest import PackManifest, TaskKind, TensorSpec
 
 EMBEDDING = "embedding"
 """The encoder output that every pack has, and the model name under which it is served."""
+ALL = "all"
+"""The model name under which all tasks of a pack are served together."""
 
 OUTPUTS_OF_KIND: dict[TaskKind, tuple[str, ...]] = {
     TaskKind.CLASSIFICATION: ("score",),
@@ -71,6 +73,8 @@ def _tasks(manifest: PackManifest) -> Iterator[str]:
         yield "Two tasks have the same name"
     if EMBEDDING in names:
         yield f"A task is named {EMBEDDING}, which is the encoder's own model"
+    if ALL in names:
+        yield f"A task is named {ALL}, which is the model that answers for every task"
     guard = manifest.task(manifest.guard)
     if guard is None or guard.kind is not TaskKind.GUARD:
         yield f"The guard {manifest.guard} is no task of kind {TaskKind.GUARD.value}"

@@ -22,6 +22,13 @@ class InferenceContract:
         """Models are named `<pack>.<task>`, sorted, with the outputs of the manifest."""
         assert {model.name: model.outputs for model in inference.served()} == {
             "chest-xray.adult-triage": ("score",),
+            "chest-xray.all": (
+                "lungs.mask",
+                "adult-triage.score",
+                "paediatric-pneumonia.score",
+                "guard.score",
+                "guard.distance",
+            ),
             "chest-xray.embedding": ("embedding",),
             "chest-xray.guard": ("score", "distance"),
             "chest-xray.lungs": ("mask",),

@@ -20,7 +20,7 @@ from appliance.domain.errors import (
 from appliance.domain.manifest import EncoderVariant, TensorSpec, VerifiedPack
 from appliance.inference.metrics import metrics_text
 from appliance.inference.question import content_digests
-from appliance.inference.runner import PackRunner
+from appliance.inference.runner import PackRunner, Wanted
 from appliance.inference.scheduler import QueueLimits
 from tests.contracts.inference_contract import InferenceContract
 from tests.fakes.tiny_pack import bright_picture, tiny_verified
@@ -131,11 +131,11 @@ def test_two_releases_of_one_pack_do_not_serve_side_by_side(pack: VerifiedPack) 
 def test_a_version_that_is_not_served_is_refused(pack: VerifiedPack) -> None:
     """A request may name the release; another release is not found."""
     with PackRunner([pack], 1) as runner:
-        assert runner.run("chest-xray.guard", "1", {"image": bright_picture()})
+        assert runner.run(Wanted("chest-xray.guard", "1"), {"image": bright_picture()})
         with pytest.raises(UnknownModelError, match="Version 2 of the model"):
-            runner.run("chest-xray.guard", "2", {"image": bright_picture()})
+            runner.run(Wanted("chest-xray.guard", "2"), {"image": bright_picture()})
         with pytest.raises(InvalidTensorError, match=r"brings no input.*image UINT8"):
-            runner.run("chest-xray.guard", "1", {})
+            runner.run(Wanted("chest-xray.guard", "1"), {})
 
 
 def test_the_first_variant_for_this_machine_serves(pack: VerifiedPack) -> None:

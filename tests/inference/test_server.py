@@ -187,6 +187,32 @@ def test_a_request_may_choose_its_outputs(stub: Any) -> None:
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_one_request_asks_several_tasks(stub: Any) -> None:
+    """The model `all` answers what was asked of it, in that order, with the bytes that each task alone answers with."""
+    names = ["guard.distance", "lungs.mask", "guard.score"]
+    wanted = [oip.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in names]
+    answer = stub.ModelInfer(guard_request(model_name="chest-xray.all", outputs=wanted), timeout=10)
+    assert [each.name for each in answer.outputs] == names
+    for name, raw in zip(names, answer.raw_output_contents, strict=True):
+        task, _, output = name.partition(".")
+        one = [oip.ModelInferRequest.InferRequestedOutputTensor(name=output)]
+        alone = stub.ModelInfer(guard_request(model_name=f"chest-xray.{task}", outputs=one), timeout=10)
+        assert raw == alone.raw_output_contents[0]
+    whole = stub.ModelInfer(guard_request(model_name="chest-xray.all"), timeout=10)
+    metadata = stub.ModelMetadata(oip.ModelMetadataRequest(name="chest-xray.all"), timeout=10)
+    assert [each.name for each in whole.outputs] == [each.name for each in metadata.outputs]
+    assert len(whole.outputs) == 5
+
+
+@pytest.mark.parametrize("name", ["guard", "score", "lungs.score", "spleen.mask", "embedding.embedding"])
+def test_an_output_that_no_task_has_is_refused(stub: Any, name: str) -> None:
+    """The code says that the request is wrong, the sentence what there is."""
+    wanted = [oip.ModelInferRequest.InferRequestedOutputTensor(name=each) for each in ("lungs.mask", name)]
+    with pytest.raises(grpc.RpcError, match=f"chest-xray.all has no output {name}.*guard.distance") as refused:
+        stub.ModelInfer(guard_request(model_name="chest-xray.all", outputs=wanted), timeout=10)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 @pytest.mark.parametrize(
     ("request_", "code"),
     [

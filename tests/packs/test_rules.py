@@ -52,6 +52,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(
     ("changes", "sentence"),
     [
         ({"name": "embedding"}, "encoder's own model"),
+        ({"name": "all"}, "answers for every task"),
         ({"name": "guard"}, "same name"),
         ({"inputs": ("pixels",)}, "not outputs of the encoder"),
         ({"inputs": ()}, "not outputs of the encoder"),

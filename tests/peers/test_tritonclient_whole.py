@@ -52,6 +52,16 @@ try:
     said["shared_score"] = found.tolist()
     said["inline_distance"] = answer.as_numpy("distance").tolist()
     del found
+    mask = InferRequestedOutput("lungs.mask")
+    mask.set_shared_memory("pixels", 1024, picture.nbytes)
+    tasks = client.infer("chest-xray.all", [tensor], outputs=[InferRequestedOutput("guard.score"), mask])
+    found = shm.get_contents_as_numpy(region, np.float32, (1, 1, 16, 16), picture.nbytes)
+    alone = client.infer("chest-xray.lungs", [tensor]).as_numpy("mask")
+    said["all_shared"] = [found.tobytes() == alone.tobytes(), tasks.as_numpy("guard.score").tolist()]
+    del found
+    said["all_unknown"] = refused(
+        lambda: client.infer("chest-xray.all", [tensor], outputs=[InferRequestedOutput("guard.mask")])
+    )
     tensor.set_shared_memory("pixels", picture.nbytes, 8192)
     said["too_small"] = refused(lambda: client.infer("chest-xray.guard", [tensor]))
     said["taken"] = refused(lambda: client.register_system_shared_memory("pixels", f"/insite-test-{os.getpid()}", 16))
@@ -68,7 +78,7 @@ tensor = InferInput("image", picture.shape, "UINT8")
 tensor.set_data_from_numpy(picture)
 answers = queue.Queue()
 client.start_stream(lambda result, error: answers.put((result, error)))
-for number, model in enumerate(("chest-xray.guard", "nobody", "chest-xray.adult-triage")):
+for number, model in enumerate(("chest-xray.guard", "nobody", "chest-xray.all")):
     client.async_stream_infer(model, [tensor], request_id=str(number), enable_empty_final_response=True)
 stream = []
 for _ in range(3):
@@ -107,7 +117,7 @@ ASYNCHRONOUS = """
 import asyncio, json, os, sys
 import numpy as np
 import tritonclient.utils.shared_memory as shm
-from tritonclient.grpc import InferInput
+from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 
 picture = np.zeros((1, 1, 512, 512), np.uint8)
@@ -125,6 +135,13 @@ async def main():
     answers = await asyncio.gather(*(client.infer(f"chest-xray.{task}", [tensor]) for task in
                                      ("guard", "lungs", "adult-triage", "paediatric-pneumonia") * 4))
     said["answers"] = len(answers)
+    whole = await client.infer("chest-xray.all", [tensor])
+    alone = {f"{answer.get_response().model_name.partition('.')[2]}.{output.name}": answer.as_numpy(output.name)
+             for answer in answers for output in answer.get_response().outputs}
+    said["all"] = sorted(output.name for output in whole.get_response().outputs)
+    said["all_same"] = all(whole.as_numpy(name).tobytes() == alone[name].tobytes() for name in said["all"])
+    few = await client.infer("chest-xray.all", [tensor], outputs=[InferRequestedOutput("guard.score")])
+    said["few"] = [output.name for output in few.get_response().outputs]
     region = shm.create_shared_memory_region("pixels", f"/insite-aio-{os.getpid()}", picture.nbytes)
     try:
         shm.set_shared_memory_region(region, [picture])
@@ -169,7 +186,7 @@ def said_by(script: str, target: str) -> dict[str, Any]:
 
 @pytest.mark.peer
 def test_the_blocking_client_reaches_every_method(tmp_path: Path) -> None:
-    """Shared memory both ways, streams, priorities, traces, loading, statistics, and a sentence for each refusal."""
+    """Shared memory both ways, tasks in one call, streams, priorities, traces, loading, statistics, refusals."""
     settings = settings_for(tmp_path, tiny_pack(tmp_path / "packs"))
     with running(settings):
         said = said_by(BLOCKING, f"unix://{settings.inference_socket}")
@@ -177,6 +194,7 @@ def test_the_blocking_client_reaches_every_method(tmp_path: Path) -> None:
     assert (region["name"], int(region["byte_size"])) == ("pixels", 512 * 512 + 4096)
     assert said["shared_score"][0][0] > 0.5
     assert said["inline_distance"][0][0] >= 0
+    assert said["all_shared"] == [True, said["shared_score"]]
     assert said["no_regions"] == {}
     assert said["stream"][0] == ["0", True]
     assert "nobody is not served" in said["stream"][1]
@@ -194,10 +212,11 @@ def test_the_blocking_client_reaches_every_method(tmp_path: Path) -> None:
     assert int(said["statistics"]["inference_count"]) == 3
     assert int(said["statistics"]["inference_stats"]["success"]["count"]) == 3
     assert int(said["statistics"]["inference_stats"]["queue"]["count"]) == 3
-    assert len(said["all_statistics"]) == 5
+    assert len(said["all_statistics"]) == 6
     assert (said["live"], said["metadata"], said["server"]) == ([True, True, True], "onnxruntime-cpu", "insite")
     codes = {
         "too_small": ("OUT_OF_RANGE", "do not fit"),
+        "all_unknown": ("INVALID_ARGUMENT", "has no output guard.mask"),
         "taken": ("ALREADY_EXISTS", "registered already"),
         "nowhere": ("NOT_FOUND", "no shared memory /insite-nowhere"),
         "unknown_region": ("NOT_FOUND", "No region pixels"),
@@ -215,7 +234,7 @@ def test_the_blocking_client_reaches_every_method(tmp_path: Path) -> None:
 
 @pytest.mark.peer
 def test_the_asynchronous_client_reaches_every_method(tmp_path: Path) -> None:
-    """The same protocol from an event loop: sixteen questions at once, shared memory, a stream, loading."""
+    """The same protocol from an event loop: sixteen questions at once, several in one, shared memory, streams."""
     settings = settings_for(tmp_path, tiny_pack(tmp_path / "packs"))
     with running(settings):
         said = said_by(ASYNCHRONOUS, f"unix://{settings.inference_socket}")
@@ -223,8 +242,17 @@ def test_the_asynchronous_client_reaches_every_method(tmp_path: Path) -> None:
         "live": [True, True, True],
         "server": "insite",
         "metadata": "onnxruntime-cpu",
-        "index": 5,
+        "index": 6,
         "answers": 16,
+        "all": [
+            "adult-triage.score",
+            "guard.distance",
+            "guard.score",
+            "lungs.mask",
+            "paediatric-pneumonia.score",
+        ],
+        "all_same": True,
+        "few": ["guard.score"],
         "regions": ["pixels"],
         "same": True,
         "stream": ["0", "1", "2"],

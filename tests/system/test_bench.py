@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.daemons.bench_inference import GOALS, PEERS, WITHOUT_GOAL, table_of
+from appliance.daemons.bench_inference import PEERS
+from appliance.daemons.bench_inference_table import GOALS, WITHOUT_GOAL, table_of
 
 
 @pytest.mark.slow
