@@ -8,7 +8,7 @@ import os
 import resource
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,12 @@ MLSERVER_PORT = 21080
 PORTS_OF_ONE = 10
 PEERS: Mapping[str, Mapping[str, Any]] = {"mlserver": {}, "mlserver_tuned": {"parallel_workers": 0}}
 """MLServer as it comes, and without the worker process that it hands each request to: that saves a copy."""
+WAYS: Mapping[str, Mapping[str, bool]] = {
+    "stream": {"shared": True, "stream": True},
+    "shared": {"shared": True},
+    "inline": {},
+}
+"""How requests reach the daemon: in a stream of each client or as calls, with pixels in shared memory or inline."""
 OUTLASTS = 60.0
 """Seconds that background work may go on after what is measured beside it; it is ended then."""
 CLIENTS_A_PLACE = 3
@@ -154,11 +160,8 @@ def _throughput(run: _Run, others: Mapping[str, Running]) -> None:
     rounds: list[dict[str, float]] = []
     for _ in range(run.effort.rounds):
         alone = _alone(run, **run.best, seconds=run.effort.seconds)
-        each = {
-            "in_process": float(alone["images_per_second"]),
-            "shared": _rate(_load(run, **many, shared=True)),
-            "inline": _rate(_load(run, **many)),
-        }
+        each = {"in_process": float(alone["images_per_second"])}
+        each |= {way: _rate(_load(run, **many, **how)) for way, how in WAYS.items()}
         beside = _alone(run, **side_by_side, seconds=run.effort.seconds)
         each["in_process_side_by_side"] = float(beside["images_per_second"])
         for name, other in others.items():
@@ -166,10 +169,12 @@ def _throughput(run: _Run, others: Mapping[str, Running]) -> None:
         rounds.append(each)
     run.raw["throughput"] = rounds
     for ratio, ours, theirs in (
-        ("throughput_vs_in_process", "shared", "in_process"),
+        ("throughput_vs_in_process", "stream", "in_process"),
+        ("throughput_vs_in_process_calls", "shared", "in_process"),
         ("throughput_vs_in_process_inline", "inline", "in_process"),
-        ("throughput_vs_in_process_side_by_side", "shared", "in_process_side_by_side"),
-        *((f"throughput_vs_{name}", "inline", name) for name in others),
+        ("throughput_vs_in_process_side_by_side", "stream", "in_process_side_by_side"),
+        *((f"throughput_vs_{name}", "stream", name) for name in others),
+        *((f"throughput_vs_{name}_inline", "inline", name) for name in others),
     ):
         run.ratios[ratio] = _median(each[ours] / each[theirs] for each in rounds)
 
@@ -181,9 +186,8 @@ def _processor_time(run: _Run, others: Mapping[str, Running]) -> None:
     """
     alone = _alone(run, threads=[run.subject.threads], batches=[1], spins=[False], seconds=run.effort.seconds)
     found: dict[str, Any] = {"in_process": alone["processor_ms"]}
-    daemon = run.daemon
-    found["shared"] = _processor_ms(daemon, _order(run, clients=run.effort.clients, shared=True), run.effort)
-    found["inline"] = _processor_ms(daemon, _order(run, clients=run.effort.clients), run.effort)
+    for way, how in WAYS.items():
+        found[way] = _processor_ms(run.daemon, _order(run, clients=run.effort.clients, **how), run.effort)
     for name, other in others.items():
         foreign = _order(run, clients=run.effort.clients, target=other.target, models=("encoder",))
         found[name] = _processor_ms(other, foreign, run.effort)
@@ -256,16 +260,20 @@ def _urgent(run: _Run) -> None:
 
 
 def _heads(run: _Run) -> None:
-    """All tasks of the pack on each image in one request, against an encoder of its own for every task in process.
+    """All tasks of the pack on each image in one request, against an encoder of its own for every task.
 
-    Many sessions whose threads spin hold each other up, where one alone is fastest so: the reference takes the better.
+    The separate models are served by the same daemon: each task is asked about images that nobody asked about before.
+    Beside them the same in process, without any server. Many sessions whose threads spin hold each other up, where one
+    alone is fastest so: that reference takes the better.
     """
     manifest = run.subject.manifest
     each_task = tuple(manifest.model_name(task.name) for task in manifest.tasks)
     heads = [str(head) for head in run.subject.heads]
+    many = {"clients": run.effort.clients, "shared": True}
     ways: dict[str, dict[str, Any]] = {
-        "served": {"clients": 4, "shared": True, "models": (manifest.model_name("all"),)},
-        "a_call_each": {"clients": 4, "shared": True, "models": each_task, "together": True},
+        "one_call": {**many, "models": (manifest.model_name("all"),)},
+        "a_call_each": {**many, "models": each_task},
+        "separate_models": {**many, "models": each_task, "in_turn": True},
     }
     rounds = []
     for _ in range(run.effort.rounds):
@@ -275,14 +283,19 @@ def _heads(run: _Run) -> None:
             for spin in (True, False)
         )
         served = {way: _rate(_load(run, **load, seconds=run.effort.seconds)) for way, load in ways.items()}
-        rounds.append({"separate_models": alone, **served})
+        served["separate_models"] /= len(each_task)
+        rounds.append({"separate_models_in_process": alone, **served})
     one_thread = {"threads": [1], "batches": [1], "spins": [False], "heads": heads}
     processor = {
-        "separate_models": _alone(run, **one_thread, seconds=run.effort.seconds)["processor_ms"],
+        "separate_models_in_process": _alone(run, **one_thread, seconds=run.effort.seconds)["processor_ms"],
         **{way: _processor_ms(run.daemon, _order(run, **load), run.effort) for way, load in ways.items()},
     }
-    run.raw["heads"] = {"tasks": len(each_task), "rounds": rounds, "processor_ms_per_image": processor}
-    run.ratios["heads_vs_models"] = _median(each["served"] / each["separate_models"] for each in rounds)
+    run.raw["heads"] = {"tasks": len(each_task), "rounds": rounds, "processor_ms_per_answer": processor}
+    for ratio, theirs in (
+        ("heads_vs_models", "separate_models"),
+        ("heads_vs_models_in_process", "separate_models_in_process"),
+    ):
+        run.ratios[ratio] = _median(each["one_call"] / each[theirs] for each in rounds)
 
 
 def _crowd(run: _Run, folder: Path, settings: Settings) -> None:
@@ -313,13 +326,18 @@ def _crowd(run: _Run, folder: Path, settings: Settings) -> None:
     run.ratios["errors_of_many_clients"] = float(others + found["without_hint"])
 
 
+def ratios_of_peers() -> Sequence[str]:
+    """The ratios that need another server."""
+    return [f"throughput_vs_{name}{way}" for name in PEERS for way in ("", "_inline")]
+
+
 @contextmanager
 def _peers(
     python: Path | None, subject: _Subject, folder: Path, raw: dict[str, Any]
 ) -> Iterator[Mapping[str, Running]]:
     if python is None or not python.exists():
-        for name in PEERS:
-            raw["left_out"][f"throughput_vs_{name}"] = "no environment with MLServer: `make bench` makes one"
+        for ratio in ratios_of_peers():
+            raw["left_out"][ratio] = "no environment with MLServer: `make bench` makes one"
         yield {}
         return
     with ExitStack() as stack:

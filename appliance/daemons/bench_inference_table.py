@@ -16,8 +16,16 @@ GOALS: Mapping[str, tuple[str, float]] = {
 }
 """What the daemon is built to reach on two cores with the chest radiograph pack; the table shows them beside it."""
 
-WITHOUT_GOAL = ("throughput_vs_in_process_side_by_side", "throughput_vs_mlserver_tuned")
-"""The harder comparisons: with one caller a core, as the daemon's lanes are, and with MLServer tuned."""
+WITHOUT_GOAL = (
+    "throughput_vs_in_process_calls",
+    "throughput_vs_in_process_side_by_side",
+    "throughput_vs_mlserver_inline",
+    "throughput_vs_mlserver_tuned",
+    "throughput_vs_mlserver_tuned_inline",
+    "heads_vs_models_in_process",
+)
+"""The harder comparisons: a call for each request in place of a stream, one caller a core as the daemon's lanes are,
+pixels in the message as MLServer takes them, MLServer tuned, and separate models without a server."""
 
 
 def table_of(found: Mapping[str, Any]) -> Table:

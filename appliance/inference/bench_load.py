@@ -47,6 +47,7 @@ class Load:
         priority: Of every request; 0 sends none.
         count: Rounds of each client, in place of `seconds`; 0 for none.
         same_image: Each client asks about one image again and again.
+        in_turn: Each request asks the next model, about a new image.
         stream: Requests go through one `ModelStreamInfer` of each client, not each as a call of its own.
         pause: Seconds between an answer and the next request of a client.
     """
@@ -65,6 +66,7 @@ class Load:
     pause: float = 0.0
     count: int = 0
     same_image: bool = False
+    in_turn: bool = False
     stream: bool = False
 
 
@@ -98,7 +100,7 @@ class _Client:
         self._pixels = pixels.tobytes()
         self._number = number << 40
         self._memory: int | None = None
-        self._ready: list[oip.ModelInferRequest] = []
+        self._ready: dict[str, oip.ModelInferRequest] = {}
         self.name = f"insite-bench-{os.getpid()}-{number}"
 
     @contextlib.asynccontextmanager
@@ -129,14 +131,19 @@ class _Client:
             Path(path).unlink()
 
     def requests(self) -> list[oip.ModelInferRequest]:
-        """Requests for every model on one new image."""
+        """Requests for every model on one new image, or for the model whose turn it is."""
         self._number += not self._load.same_image
         counter = self._number.to_bytes(COUNTER_BYTES, "little")
-        if self._memory is not None:
-            os.pwrite(self._memory, counter, 0)
-            self._ready = self._ready or [self._request(model, counter) for model in self._load.models]
-            return self._ready  # only the memory changes from one request to the next
-        return [self._request(model, counter) for model in self._load.models]
+        models = self._load.models
+        if self._load.in_turn:
+            models = (models[self._number % len(models)],)
+        if self._memory is None:
+            return [self._request(model, counter) for model in models]
+        os.pwrite(self._memory, counter, 0)
+        for model in models:
+            if model not in self._ready:  # only the memory changes from one request to the next
+                self._ready[model] = self._request(model, counter)
+        return [self._ready[model] for model in models]
 
     def _request(self, model: str, counter: bytes) -> oip.ModelInferRequest:
         load = self._load
