@@ -16,7 +16,7 @@ from appliance.inference.features import EmbeddingCache, FeatureRow
 from appliance.inference.heads import head_outputs, joined
 from appliance.inference.question import Answering, Question, Source
 from appliance.inference.scheduler import Batching, Place
-from appliance.inference.tensors import MAX_BATCH, Array, Tensor, described, fits, is_finite
+from appliance.inference.tensors import MAX_BATCH, Array, Tensor, described, fits, not_finite
 
 EMBEDDING = "embedding"
 """The model, beside the tasks, that answers with the encoder's own summary of an image."""
@@ -264,12 +264,12 @@ class LoadedPack:
 
     def _check_row(self, model: str, tensors: Mapping[str, Tensor], row: int) -> None:
         """Refuse what is not finite; features on a GPU are judged by what the heads make of them."""
-        for name, tensor in tensors.items():
-            if isinstance(tensor, np.ndarray) and not is_finite(tensor[row]):
-                raise InferenceError(
-                    f"The output {name} of {self._manifest.name}.{model} is not finite.",
-                    "The image can't be judged by this pack; report the case to the pack's maker.",
-                )
+        name = not_finite({name: each[row] for name, each in tensors.items() if isinstance(each, np.ndarray)})
+        if name is not None:
+            raise InferenceError(
+                f"The output {name} of {self._manifest.name}.{model} is not finite.",
+                "The image can't be judged by this pack; report the case to the pack's maker.",
+            )
 
 
 def choices_of(manifest: PackManifest, runtimes: Sequence[Runtime]) -> tuple[tuple[EncoderVariant, Runtime], ...]:

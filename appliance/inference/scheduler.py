@@ -8,7 +8,6 @@ import enum
 import heapq
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -190,12 +189,12 @@ class BatchQueue:
             self._leave(ask)
         self._drop_gone()
         able = _able_beside(under_way)
-        order = [entry[2] for entry in sorted(self._heap) if entry[2].waiting]
-        first = self._next(order, able)
+        order = [ask for _, _, ask in sorted(self._heap) if ask.waiting and able(ask)]
+        first = self._next(order)
         if first is None:
             return Taken((), expired, min(self._deadlines_in(now), default=None))
         batching = self._batching.get(first.key, Batching())
-        chosen = self._company(first, [ask for ask in order if ask.key == first.key and able(ask)], batching.preferred)
+        chosen = self._company(first, [ask for ask in order if ask.key == first.key], batching.preferred)
         if self._worth_waiting(first, chosen, batching, now):
             again_in = first.arrived + batching.max_delay_seconds - now
             return Taken((), expired, min([again_in, *self._deadlines_in(now)]))
@@ -206,16 +205,16 @@ class BatchQueue:
         self._drop_gone()
         return Taken(tuple(chosen), expired, None)
 
-    def _next(self, order: Sequence[Ask], able: _Able) -> Ask | None:
+    def _next(self, order: Sequence[Ask]) -> Ask | None:
         """Whose turn it is: by rank, but of those who aged past a STAT only one batch goes between two STAT batches.
 
         So a STAT waits for one batch that runs and one that aged, never for a whole backlog; and the backlog moves by a
         batch for each of STAT, however many of those come.
         """
-        first = next((ask for ask in order if able(ask)), None)
+        first = order[0] if order else None
         if first is None or first.priority is Priority.STAT or self._after_stat:
             return first
-        return next((ask for ask in order if ask.priority is Priority.STAT and able(ask)), first)
+        return next((ask for ask in order if ask.priority is Priority.STAT), first)
 
     def _company(self, first: Ask, same_key: Sequence[Ask], preferred: int) -> list[Ask]:
         """The first ask with those that fill its batch, and those that look at the same images: they cost no encoder.
@@ -273,10 +272,15 @@ def _able_beside(under_way: Sequence[Sequence[Ask]]) -> _Able:
     """Who may run beside what runs already."""
     if not under_way:
         return lambda _: True
-    taken = Counter(batch[0].place.device for batch in under_way)
-    held = {(ask.key, content) for batch in under_way for ask in batch for content in ask.contents}
+    taken = [batch[0].place.device for batch in under_way]
+    held: dict[Hashable, set[str]] = {}
+    for batch in under_way:
+        for ask in batch:
+            held.setdefault(ask.key, set()).update(ask.contents)
 
     def able(ask: Ask) -> bool:
-        return taken[ask.place.device] < ask.place.lanes and not any((ask.key, each) in held for each in ask.contents)
+        if taken.count(ask.place.device) >= ask.place.lanes:
+            return False
+        return ask.key not in held or held[ask.key].isdisjoint(ask.contents)
 
     return able

@@ -1,5 +1,6 @@
 """Open Inference Protocol datatypes as numpy dtypes, and the check of an array against a tensor's specification."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -73,17 +74,20 @@ def host_array(tensor: Tensor) -> Array:
     return tensor if isinstance(tensor, np.ndarray) else tensor.on_host()
 
 
-def is_finite(array: Array) -> bool:
-    """Whether an array holds neither NaN nor infinity.
+def not_finite(arrays: Mapping[str, Array]) -> str | None:
+    """The name of an array that holds NaN or infinity; None when all are finite.
 
-    Its product with itself tells nearly always: NaN and infinity survive it, and nothing is faster. Only a product that
-    overflowed needs a look at each element.
+    An array's product with itself tells nearly always: NaN and infinity survive it, and nothing is faster. Only a
+    product that overflowed needs a look at each element.
     """
-    if array.dtype.kind != "f":
-        return True
-    flat = array.ravel()
+    reals = {name: array.ravel() for name, array in arrays.items() if array.dtype.kind == "f"}
+    if not reals:
+        return None
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(np.dot(flat, flat))) or bool(np.isfinite(array).all())
+        for name, flat in reals.items():
+            if not math.isfinite(np.dot(flat, flat)) and not np.isfinite(flat).all():
+                return name
+    return None
 
 
 def fits(spec: TensorSpec, array: Tensor) -> bool:
@@ -106,7 +110,7 @@ def check_input(spec: TensorSpec, array: Array) -> None:
     Raises:
         InvalidTensorError: NaN, another datatype, rank or length, or a batch that is empty or too large.
     """
-    if not is_finite(array):
+    if not_finite({spec.name: array}):
         raise InvalidTensorError(f"The input {spec.name} holds NaN or infinity.", f"Expected is {described(spec)}.")
     check_form(spec, array.dtype, array.shape)
 
