@@ -73,12 +73,16 @@ class InferenceSettings(_Section):
     """Seconds that the worker waits for one answer."""
     listen: str = ""
     """Where the daemon listens instead: `unix:///path`, or `host:port` with TLS on both sides; default: `socket`."""
+    server: str = ""
+    """`host:port` of another machine's inference daemon for the worker to ask over TLS; default: this machine's."""
     tls_certificate: Path | None = None
-    """PEM file of the daemon's certificate, for `host:port`."""
+    """PEM file of our certificate: the daemon's with `listen`, the worker's with `server`."""
     tls_key: Path | None = None
-    """PEM file of that certificate's key."""
+    """PEM file of that certificate's key, unencrypted."""
     tls_client_authority: Path | None = None
-    """PEM file of the authority whose certificates clients must show."""
+    """PEM file of the authority whose certificates clients must show, for `listen`."""
+    tls_server_authority: Path | None = None
+    """PEM file of the authority whose certificate the server must show, for `server`."""
     metrics: str = ""
     """Where `GET /metrics` is answered: `unix:///path`, `127.0.0.1:port` or `off`; default: a socket in `run/`."""
     queue_images: Annotated[int, Field(ge=1, le=4096)] = 256
@@ -187,7 +191,7 @@ class Settings(BaseSettings):
 
     @property
     def inference_socket(self) -> Path:
-        """The Unix socket between worker and inference daemon."""
+        """The Unix socket of this machine's inference daemon."""
         return self.inference.socket or self.state / "run" / "inference.sock"
 
     @property

@@ -45,6 +45,10 @@ def test_settings_are_printed_with_their_origin(tmp_path: Path) -> None:
     assert wrong.returncode == 1
     assert "Unknown setting node.prot" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+    file.write_text('[inference]\nserver = "192.0.2.40:8001"\n')
+    without_tls = insite("settings", "--check", "--config", str(file))
+    assert without_tls.returncode == 1
+    assert "192.0.2.40:8001 is asked over TLS only" in without_tls.stderr
 
 
 def test_the_status_of_an_empty_state_folder_is_shown(tmp_path: Path) -> None:

@@ -150,6 +150,9 @@ def show_settings(
     """Print every setting, its value and where that came from."""
     loaded = load(config, overrides(state))
     if check:
+        from appliance.daemons.asked_daemon import asked_daemon  # noqa: PLC0415 - each command imports only what it runs
+
+        asked_daemon(loaded.settings, loaded.settings.inference.timeout_seconds).close()
         sys.stdout.write("The settings are in order.\n")
         return
     for key, value in flat(loaded.settings.model_dump(mode="json")):

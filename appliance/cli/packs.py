@@ -8,7 +8,7 @@ import typer
 
 from appliance.cli.options import ConfigOption, JsonOption, StateOption, print_json, settings_from
 
-commands = typer.Typer(help="Installed model packs: which release serves.", no_args_is_help=True)
+commands = typer.Typer(help="Installed model packs: which release serves on this machine.", no_args_is_help=True)
 
 PackFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of one pack.")]
 PackName = Annotated[str, typer.Argument(metavar="PACK", help="The pack's name.")]

@@ -5,14 +5,14 @@ import socket
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
+from appliance.daemons.asked_daemon import asked_daemon
 from appliance.daemons.doctor_check import Check, failed, failed_by, ok, warning
 from appliance.daemons.pulse import EVERY_ADDRESS, node_peer
 from appliance.daemons.serve import port_of
-from appliance.domain.errors import DeliveryError, InferenceError, PackError, StorageError
+from appliance.domain.errors import DeliveryError, InferenceError, PackError, SettingsError, StorageError
 from appliance.domain.lifecycle import OPEN_STATES, StudyState
 from appliance.domain.manifest import VerifiedPack
 from appliance.governance.activation import activate
-from appliance.inference.client import OipClient
 from appliance.network.scu import DicomSender
 from appliance.packs.open import PackProblem, installed_packs
 from appliance.settings import Settings
@@ -24,7 +24,7 @@ LONG = timedelta(hours=1)
 
 
 def packs(settings: Settings) -> Iterator[Check]:
-    """Each installed pack: signature, digests, gate; then its golden cases, answered by the running daemon."""
+    """Each installed pack: signature, digests, gate; then its golden cases, answered by the daemon that serves us."""
     found = installed_packs(
         settings.packs_folder, settings.packs.trusted_keys, allow_unvalidated=settings.packs.allow_unvalidated
     )
@@ -43,9 +43,9 @@ def packs(settings: Settings) -> Iterator[Check]:
 def _golden(pack: VerifiedPack, settings: Settings) -> Check:
     name = f"inference {pack.manifest.name}"
     try:
-        with OipClient(f"unix://{settings.inference_socket}", settings.inference.timeout_seconds) as client:
+        with asked_daemon(settings, settings.inference.timeout_seconds) as client:
             report = activate(pack, client)
-    except (PackError, InferenceError) as error:
+    except (PackError, InferenceError, SettingsError) as error:
         return failed_by(name, error)
     return ok(
         name,

@@ -10,11 +10,12 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from appliance.daemons.asked_daemon import tls_files
 from appliance.daemons.descriptors import raise_descriptor_limit
 from appliance.daemons.pack_keeper import PackKeeper
 from appliance.daemons.runtimes import PROGRESS_FILE, engine_store, orders_for, runtimes_of, write_progress
 from appliance.domain.engine_file import EngineHost
-from appliance.inference.address import Address, TlsFiles, UnixAddress, address_from_text
+from appliance.inference.address import Address, UnixAddress, address_from_text
 from appliance.inference.engine import Runtime
 from appliance.inference.engine_builds import EngineBuilds
 from appliance.inference.engine_file import clear_drafts
@@ -91,10 +92,7 @@ def address_of(settings: Settings) -> Address:
     section = settings.inference
     if not section.listen:
         return UnixAddress(settings.inference_socket)
-    files = (section.tls_certificate, section.tls_key, section.tls_client_authority)
-    certificate, key, authority = files
-    tls = TlsFiles(certificate, key, authority) if certificate and key and authority else None
-    return address_from_text(section.listen, tls)
+    return address_from_text(section.listen, tls_files(section, section.tls_client_authority))
 
 
 def _words(address: Address) -> str:

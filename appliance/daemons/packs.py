@@ -1,7 +1,8 @@
 """`insite packs`: what is installed, and which release serves; a change is asked of the running daemon first.
 
 The daemon verifies a release and replays its golden cases beside the one that serves. Only when they hold does the new
-one take over, without a request lost; when they do not, the selection is put back as it was.
+one take over, without a request lost; when they do not, the selection is put back as it was. The daemon is always this
+machine's own: packs are chosen on the machine that serves them, also where the worker asks another (inference.server).
 """
 
 import contextlib

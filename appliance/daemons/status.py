@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from appliance.daemons.asked_daemon import asked_daemon
 from appliance.daemons.serve import port_of
 from appliance.domain.errors import InsiteError
-from appliance.inference.client import OipClient
 from appliance.settings import Settings
 from appliance.storage.ledger import SqlLedger
 
@@ -55,8 +55,9 @@ def _listens(bind: str, port: int) -> bool:
 
 
 def _inference_answers(settings: Settings) -> bool:
+    """Whether the daemon that the worker asks serves a model."""
     try:
-        with OipClient(f"unix://{settings.inference_socket}", CONNECT_SECONDS) as client:
+        with asked_daemon(settings, CONNECT_SECONDS) as client:
             return bool(client.served())
     except InsiteError:
         return False

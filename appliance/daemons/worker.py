@@ -11,10 +11,10 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
+from appliance.daemons.asked_daemon import asked_daemon
 from appliance.domain.errors import SettingsError, StorageError
 from appliance.domain.manifest import PackManifest, VerifiedPack
 from appliance.domain.ports import Inference, Ledger
-from appliance.inference.client import OipClient
 from appliance.network.scu import DicomSender
 from appliance.packs.open import installed_packs
 from appliance.pipeline.assemble import Assembler
@@ -41,15 +41,14 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
     """Work until `stop` is set; `ready` is called when studies are taken up.
 
     Raises:
-        SettingsError: Another worker runs on this state folder.
+        SettingsError: Another worker runs on this state folder, or `inference.server` can't be asked as it is set.
         StorageError: The ledger can't be opened.
     """
     (settings.state / "run").mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(_alone(settings.state / "run" / "worker.lock"))
         ledger = stack.enter_context(SqlLedger.open(settings.ledger_file))
-        target = f"unix://{settings.inference_socket}"
-        inference = stack.enter_context(OipClient(target, settings.inference.timeout_seconds))
+        inference = stack.enter_context(asked_daemon(settings, settings.inference.timeout_seconds))
         steps = study_steps(settings, ledger, inference)
         pace = Pace(settings.worker.poll_seconds, settings.worker.concurrency, settings.worker.delivery_retry_seconds)
         names = tuple(destination.name for destination in settings.destinations)

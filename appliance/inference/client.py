@@ -39,12 +39,17 @@ class OipClient:
     Args:
         target: `unix:///path` or `host:port`.
         timeout_seconds: For one answer.
+        credentials: For `host:port`: who we are, and whom we believe.
     """
 
-    def __init__(self, target: str, timeout_seconds: float) -> None:
-        self._target = target
+    def __init__(self, target: str, timeout_seconds: float, credentials: grpc.ChannelCredentials | None = None) -> None:
         self._timeout = timeout_seconds
-        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        if credentials is None:
+            self._nobody = f"nobody answers at {target}"
+            self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        else:
+            self._nobody = f"nobody answers at {target}, or one side does not accept the other's certificate"
+            self._channel = grpc.secure_channel(target, credentials, options=_OPTIONS)
         self._stub: Any = GRPCInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
@@ -138,7 +143,7 @@ class OipClient:
                 raise
             if not self._is_back():
                 raise InferenceUnavailableError(
-                    f"{what} failed: nobody answers at {self._target}.", "Start `insite inference`, or read its log."
+                    f"{what} failed: {self._nobody}.", "Start `insite inference`, or read its log."
                 ) from error
         return self._once(method, request, what)
 

@@ -175,7 +175,8 @@ def provenance_from_parameters(model: str, parameters: Mapping[str, oip.InferPar
     texts = {key: parameters[key].string_param for key in ("pack", "pack_digest", "base_digest", "precision")}
     if not all(texts.values()) or parameters["pack_release"].int64_param < 1:
         raise ProvenanceError(
-            f"The server does not say which pack computed {model}.", "Point inference.socket at an Insite daemon."
+            f"The server does not say which pack computed {model}.",
+            "Point inference.server or inference.socket at an Insite daemon.",
         )
     return ModelProvenance(release=parameters["pack_release"].int64_param, **texts)
 

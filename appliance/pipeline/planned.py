@@ -45,7 +45,7 @@ class PlannedPacks:
         if unknown:
             raise InferenceUnavailableError(
                 f"The inference daemon serves {', '.join(unknown)} in another version than is installed.",
-                "Restart the inference daemon.",
+                "Restart the inference daemon; where it is another machine's, install the same packs on both.",
             )
         speaking = {self._known[digest].name: self._known[digest] for digest in served}
         for manifest in sorted(self._known.values(), key=lambda manifest: -manifest.release):

@@ -170,6 +170,8 @@ def _is_as_received(stored: StoredInstance) -> bool:
 def _waiting_sentence(error: Exception) -> str:
     if isinstance(error, InferenceUnavailableError):
         return f"Waiting for the inference daemon. {error.message}"
-    if isinstance(error, ProvenanceError | PackError):
+    if isinstance(error, ProvenanceError):
+        return f"Waiting for a server of the installed model pack. {error.message}"
+    if isinstance(error, PackError):
         return "Waiting for the model pack, which is being exchanged."
     return "Waiting for the disk or the database."

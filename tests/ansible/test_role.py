@@ -18,6 +18,7 @@ VARIABLES: dict[str, Any] = {
     "insite_settings": {
         "node": {"ae_title": 'A "B"', "port": 11112, "callers": ["CT1", "CR 2"]},
         "study": {"quiet_seconds": 2.5},
+        "inference": {"server": "[2001:db8::40]:8001"},
         "destinations": [
             {"name": "pacs", "ae_title": "PACS", "host": "192.0.2.20", "port": 104},
             {"name": "archive", "ae_title": "ARCHIVE", "host": "2001:db8::20", "port": 11112},
@@ -70,7 +71,8 @@ def _rendered(content: Path, home: Path, template: str, **more: Any) -> Path:
     module = {"src": f"{content}/roles/insite/templates/{template}", "dest": str(target), "mode": "0644"}
     values = json.dumps({**VARIABLES, **more})
     command = ["ansible", "localhost", "-c", "local", "-m", "ansible.builtin.template", "-a", json.dumps(module)]
-    answer = _run(home, home, *command, "-e", values, "-e", f"ansible_python_interpreter={sys.executable}")
+    command += ["-e", f"@{content}/roles/insite/defaults/main.yml", "-e", values]
+    answer = _run(home, home, *command, "-e", f"ansible_python_interpreter={sys.executable}")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return target
 
@@ -85,11 +87,12 @@ def test_variables_become_settings(content: Path, tmp_path: Path) -> None:
         ("pacs", "192.0.2.20", 104),
         ("archive", "2001:db8::20", 11112),
     ]
+    assert settings.inference.server == "[2001:db8::40]:8001"
     assert settings.packs.folder == Path("/opt/insite/current/engines")
 
 
 def test_the_firewall_names_each_peer_and_nobody_else(content: Path, tmp_path: Path) -> None:
-    """In come operators, senders and readers, each to one port; out go destinations and time alone."""
+    """In come operators, senders and readers, each to one port; out go destinations, inference and time alone."""
     rules = _rendered(content, tmp_path, "firewall.nft.j2").read_text(encoding="utf-8")
     accepted = [line.split(" accept")[0].strip() for line in rules.splitlines() if "addr" in line]
     assert accepted == [
@@ -100,6 +103,7 @@ def test_the_firewall_names_each_peer_and_nobody_else(content: Path, tmp_path: P
         "ip daddr 192.0.2.0/28 tcp sport 2222",
         "ip daddr 192.0.2.20 tcp dport 104",
         "ip6 daddr 2001:db8::20 tcp dport 11112",
+        "ip6 daddr 2001:db8::40 tcp dport 8001",
         "ip daddr 192.0.2.53 udp dport 123",
     ]
     assert rules.count("policy drop;") == 3
@@ -115,3 +119,11 @@ def test_a_service_may_speak_with_its_peers_alone(content: Path, tmp_path: Path)
         "[Service]",
         "IPAddressAllow=192.0.2.16/28",
     ]
+
+
+def test_without_an_inference_server_nobody_is_let_out_to_one(content: Path, tmp_path: Path) -> None:
+    """The worker that asks its own machine's daemon needs no opening."""
+    local = {**VARIABLES["insite_settings"], "inference": {"threads": 2}}
+    rules = _rendered(content, tmp_path, "firewall.nft.j2", insite_settings=local).read_text(encoding="utf-8")
+    assert 'comment "inference"' not in rules
+    assert 'comment "time"' in rules

@@ -1,8 +1,6 @@
 """The server when clients are many, impatient, gone, or hostile: each gets its code and sentence, others go on."""
 
 import asyncio
-import datetime as dt
-import ipaddress
 import math
 import subprocess
 import sys
@@ -18,10 +16,6 @@ import grpc
 import numpy as np
 import psutil
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import VerifiedPack
@@ -32,6 +26,7 @@ from appliance.inference.runner import PackRunner
 from appliance.inference.scheduler import QueueLimits
 from appliance.inference.server import InferenceServer
 from appliance.telemetry import logger_for
+from tests.fakes.certificates import certificate
 from tests.fakes.tiny_pack import bright_picture
 from tests.fakes.watched_runtime import Outputs, WatchedRuntime
 
@@ -286,32 +281,6 @@ def test_a_huge_message_is_refused_and_its_memory_comes_back(pack: VerifiedPack,
         assert "larger than max" in said
         assert stub.ModelInfer(request(), timeout=10).outputs
         assert max(most, process.memory_info().rss) < before + (64 << 20)
-
-
-def certificate(
-    folder: Path, name: str, issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None
-) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """A key and a certificate for 127.0.0.1, written as PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = dt.datetime.now(dt.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer[0].subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + dt.timedelta(hours=1))
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .sign(issuer[1] if issuer else key, hashes.SHA256())
-    )
-    (folder / f"{name}.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    (folder / f"{name}.key").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return made, key
 
 
 def test_over_tcp_both_sides_show_a_certificate(pack: VerifiedPack, tmp_path: Path) -> None:
