@@ -163,8 +163,8 @@ class Line:
         self.say(name)
         return run_step(self.root, name, digest_of_values(name, STEP_VERSIONS[name], inputs), work, read)
 
-    def folds(self, stage: str, count: int, changes: Sequence[str]) -> dict[str, Any]:
-        """Cross-validate a stage as it is and with each of the changes, on `count` folds of the training patients.
+    def folds(self, stage: str, counts: tuple[int, int], changes: Sequence[str]) -> dict[str, Any]:
+        """Cross-validate a stage as it is and with each of the changes; `counts` are folds and trainings in each.
 
         Raises:
             InsiteError: Bad data, an unknown stage, or a change that does not fit.
@@ -172,7 +172,7 @@ class Line:
         root = self.root.with_suffix(".folds")
         root.mkdir(exist_ok=True)
         digest = self.prepared()
-        trials = Folds(stage, count, self._pictures(), digest, root, STEP_VERSIONS)
+        trials = Folds(stage, *counts, self._pictures(), digest, root, STEP_VERSIONS)
         return cross_validate(self.recipe, changes, trials, self.radiographs, self.say)
 
     def forget(self) -> None:
@@ -308,6 +308,7 @@ def folds_command(
     *,
     folds: Annotated[int, typer.Option(help="How many folds the NIH patients are dealt into.")] = 4,
     stage: Annotated[str, typer.Option(help=f"What is trained in each: {', '.join(STAGES)}.")] = "student",
+    seeds: Annotated[int, typer.Option(help="Trainings in each; from one, nobody can tell a gain from chance.")] = 2,
     change: Annotated[
         list[str] | None, typer.Option(help="Compare with `student.steps = 500, …`; may be given several times.")
     ] = None,
@@ -319,7 +320,7 @@ def folds_command(
     console = Console(stderr=True)
     try:
         line = Line(recipe, data, out, Shown(console))
-        result = line.folds(stage, folds, change or ())
+        result = line.folds(stage, (folds, seeds), change or ())
     except (InsiteError, OSError) as error:
         console.print(f"insite-export: {error}", highlight=False, markup=False)
         raise typer.Exit(INPUT_ERROR) from error

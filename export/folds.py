@@ -33,6 +33,8 @@ NIH = "nih"
 LEFT_OUT, ASIDE = "left out", "aside"
 """Splits of the fold that is asked, and of the validation images, which nothing here selects."""
 FEWEST = 2
+NEXT = 10_007
+"""Between the seeds of two trainings: far from what teachers, student and phases add to one."""
 STAGES = ("teacher", "second_teacher", "student")
 STEPS = {"teacher": "teachers", "second_teacher": "second_teacher", "student": "distil"}
 """The step of `run` that trains each stage."""
@@ -46,6 +48,7 @@ class Folds:
     Attributes:
         stage: One of `STAGES`; the student's teachers are trained without the fold, too.
         count: Number of folds.
+        seeds: Trainings of each fold, of equal recipe and other chance.
         data: The prepared radiographs, of all splits.
         data_digest: The digest of their artefact.
         root: Folder for the trainings, each of which is a step that is not done again.
@@ -54,6 +57,7 @@ class Folds:
 
     stage: str
     count: int
+    seeds: int
     data: ImageSet
     data_digest: str
     root: Path
@@ -116,14 +120,20 @@ def without(data: ImageSet, persons: Collection[str]) -> ImageSet:
     return dataclasses.replace(data, samples=samples)
 
 
-def asked_out_of_fold(recipe: Recipe, folds: Folds, say: Callable[[str], None]) -> Labelled:
-    """What the stage says of every adult of the NIH, each asked of the training that did not see the patient."""
+def asked_out_of_fold(recipe: Recipe, folds: Folds, say: Callable[[str], None]) -> list[Labelled]:
+    """What the stage says of every adult of the NIH, each asked of trainings that did not see the patient: by seed."""
+    return [_asked(recipe, folds, number, say) for number in range(folds.seeds)]
+
+
+def _asked(recipe: Recipe, folds: Folds, repeat: int, say: Callable[[str], None]) -> Labelled:
+    """The answers of one training in each fold; patients are dealt alike in every repeat."""
+    seeded = dataclasses.replace(recipe, pack=dataclasses.replace(recipe.pack, seed=recipe.pack.seed + NEXT * repeat))
     persons = folds_of(folds.data, folds.count, recipe.pack.seed)
     parts: list[Predictions] = []
     for number, fold in enumerate(persons):
-        say(f"fold {number + 1} of {folds.count}")
+        say(f"fold {number + 1} of {folds.count}, training {repeat + 1} of {folds.seeds}")
         data = without(folds.data, fold)
-        net = ensemble_from_files([_trained(recipe, folds, folds.stage, (number, data), say)[-1]])
+        net = ensemble_from_files([_trained(seeded, folds, folds.stage, (number, data), say)[-1]])
         parts.append(predict(teacher_says(net, recipe.data.mask_side), data, data.select(split=LEFT_OUT)))
     columns = [[getattr(part, field.name) for part in parts] for field in dataclasses.fields(Predictions)]
     said = Predictions(*(np.concatenate(each) for each in columns))

@@ -21,6 +21,10 @@ RESULT = "folds.json"
 WITHIN_FOLDS, WITHIN_THIRDS = "within folds", "within thirds of the trivial score"
 
 
+Draw = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Rows and trainings of one bootstrap sample."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Measure:
     """An AUC over some of the images, which compares those of one stratum only: rows [m] and their strata [m]."""
@@ -47,22 +51,26 @@ def cross_validate(
     """
     if folds.stage not in STAGES:
         raise SettingsError(f"There is no stage {folds.stage!r}.", f"Stages are: {', '.join(STAGES)}.")
+    if folds.seeds < 1:
+        raise SettingsError(f"{folds.seeds} trainings of each fold tell nothing.", "Give at least 1.")
     if recipe.foundation:
         raise SettingsError(
             "A recipe with foundation teachers can't be cross-validated.", "Try it without [[foundation]]."
         )
     recipes = {AS_IT_IS: recipe} | {change: changed(recipe, change) for change in changes}
-    asked: dict[str, Labelled] = {}
+    asked: dict[str, list[Labelled]] = {}
     for name, each in recipes.items():
         say(name)
         asked[name] = asked_out_of_fold(each, folds, say)
-    cases = asked[AS_IT_IS]
+    cases = asked[AS_IT_IS][0]
     trivial, numbers = trivial_out_of_fold(recipe, folds, radiographs)
-    scores = {name: each.scores for name, each in asked.items()} | {TRIVIAL: trivial}
+    scores = {name: np.stack([one.scores for one in each]) for name, each in asked.items()}
+    scores[TRIVIAL] = np.tile(trivial, (folds.seeds, 1))
     result = {
         "stage": folds.stage,
         "folds": folds.count,
         "seed": recipe.pack.seed,
+        "trainings": folds.seeds,
         "recipe": digest_of_values(as_json(recipe)),
         "images": len(cases.labels),
         "patients": len(set(cases.patients)),
@@ -91,24 +99,25 @@ def measures(cases: Labelled, folds: NDArray[np.int64], trivial: Floats) -> dict
 def compared(
     scores: Mapping[str, Floats], cases: Labelled, asked: Mapping[str, Measure], seed: int
 ) -> list[dict[str, Any]]:
-    """The AUC of each of the scores by each measure, and its difference from the first of them.
+    """The mean AUC of the trainings of each name by each measure, and its difference from the first of them.
 
     Args:
-        scores: By name, [n] in the order of the cases.
-        cases: Labels and patients; 95 % intervals are over these patients, both of a pair always together.
+        scores: By name, [trainings, n] in the order of the cases; equal places are equal seeds.
+        cases: Labels and patients.
         asked: What is measured.
-        seed: Of the bootstrap.
+        seed: Of the bootstrap, which draws patients and trainings anew, both of a pair always together: few trainings
+            make the interval coarse, and one alone says nothing of the noise between trainings.
     """
     figures = []
     first = next(iter(scores))
+    trainings = len(scores[first])
     for title, measure in asked.items():
         labels = cases.labels[measure.rows]
         patients = [cases.patients[row] for row in measure.rows]
-        draws = [np.arange(len(labels)), *resampled(patients, seed)]
-        areas = {
-            name: np.array([auc_within(each[measure.rows][d], labels[d], measure.strata[d]) for d in draws])
-            for name, each in scores.items()
-        }
+        rng = np.random.default_rng((seed, trainings))
+        draws = [(np.arange(len(labels)), np.arange(trainings))]
+        draws += [(rows, rng.integers(0, trainings, size=trainings)) for rows in resampled(patients, seed)]
+        areas = {name: _areas(each[:, measure.rows], labels, measure.strata, draws) for name, each in scores.items()}
         figures += [
             {
                 "of": name,
@@ -122,11 +131,21 @@ def compared(
     return figures
 
 
+def _areas(scores: Floats, labels: Floats, strata: NDArray[np.int64], draws: Sequence[Draw]) -> Floats:
+    """The mean AUC [draws] of scores [trainings, m] over the rows and the trainings of each draw."""
+    return np.array(
+        [
+            np.mean([auc_within(scores[one][rows], labels[rows], strata[rows]) for one in trainings])
+            for rows, trainings in draws
+        ]
+    )
+
+
 def as_text(result: Mapping[str, Any]) -> str:
     """The figures as lines of text."""
     first = (
         f"{result['stage']}, {result['folds']} folds: {result['images']} images of {result['patients']} NIH adults of "
-        f"train and tune, {result['positives']} positive; 95 % intervals and differences by patient"
+        f"train and tune, {result['positives']} positive; trainings of each fold: {result['trainings']}"
     )
     lines = [first]
     for each in result["figures"]:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from appliance.domain.errors import SettingsError
 from export.cli import STEP_VERSIONS, app
 from export.folds import LEFT_OUT, Folds, asked_out_of_fold, changed, folds_of, without
-from export.folds_report import WITHIN_FOLDS, WITHIN_THIRDS, compared, cross_validate, measures
+from export.folds_report import WITHIN_FOLDS, WITHIN_THIRDS, Measure, compared, cross_validate, measures
 from export.images import ImageSet, image_set, prepare
 from export.operating import Labelled
 from export.progress import Silent
@@ -33,7 +33,7 @@ def prepared(tiny_data: Path, tiny_recipe: Path, tmp_path_factory: pytest.TempPa
 
 def trial(data: ImageSet, root: Path, stage: str = "second_teacher") -> Folds:
     """Two folds of the tiny data."""
-    return Folds(stage, 2, data, "digest", root, STEP_VERSIONS)
+    return Folds(stage, 2, 1, data, "digest", root, STEP_VERSIONS)
 
 
 def relabelled(data: ImageSet, of: Callable[[str, str], bool]) -> ImageSet:
@@ -69,12 +69,12 @@ def test_a_score_does_not_hang_on_the_labels_of_its_fold_nor_on_validation_pictu
     """With the validation split spoilt nothing changes; with one fold's labels turned only the other fold's scores."""
     recipe, data = prepared
     first = folds_of(data, 2, recipe.pack.seed)[0]
-    plain = asked_out_of_fold(recipe, trial(data, tmp_path / "plain"), Silent().say)
+    (plain,) = asked_out_of_fold(recipe, trial(data, tmp_path / "plain"), Silent().say)
     spoilt = relabelled(data, lambda split, _: split == "val")
-    same = asked_out_of_fold(recipe, trial(spoilt, tmp_path / "spoilt"), Silent().say)
+    (same,) = asked_out_of_fold(recipe, trial(spoilt, tmp_path / "spoilt"), Silent().say)
     assert (same.scores == plain.scores).all()
     turned = dataclasses.replace(data, samples=relabelled(data, lambda _, person: person in first).samples)
-    other = asked_out_of_fold(recipe, trial(turned, tmp_path / "turned"), Silent().say)
+    (other,) = asked_out_of_fold(recipe, trial(turned, tmp_path / "turned"), Silent().say)
     assert other.patients == plain.patients
     own = np.array([f"nih/{patient}" in first for patient in plain.patients])
     assert (other.scores[own] == plain.scores[own]).all()
@@ -86,7 +86,7 @@ def test_the_command_compares_recipe_change_and_trivial_classifier(
 ) -> None:
     """Each has its AUC and its difference; again, nothing is trained, and the same is printed and written."""
     command = ["folds", str(tiny_recipe), "--data", str(tiny_data), "--out", str(tmp_path), "--folds", "2"]
-    command += ["--change", "student.steps = 1, student.frozen_blocks = 2"]
+    command += ["--seeds", "1", "--change", "student.steps = 1, student.frozen_blocks = 2"]
     printed = CliRunner().invoke(app, [*command, "--json"])
     assert printed.exit_code == 0, printed.output
     result = json.loads((tmp_path / "tiny.folds" / "folds.json").read_text())
@@ -125,6 +125,8 @@ def test_folds_that_can_not_be_are_refused(prepared: tuple[Recipe, ImageSet], tm
             folds_of(data, count, recipe.pack.seed)
     with pytest.raises(SettingsError, match="no stage 'distil'"):
         cross_validate(recipe, (), trial(data, tmp_path, "distil"), tmp_path, Silent().say)
+    with pytest.raises(SettingsError, match="0 trainings"):
+        cross_validate(recipe, (), dataclasses.replace(trial(data, tmp_path), seeds=0), tmp_path, Silent().say)
     taught = dataclasses.replace(recipe, foundation=("any",))  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="foundation teachers"):
         cross_validate(taught, (), trial(data, tmp_path), tmp_path, Silent().say)
@@ -155,8 +157,14 @@ def test_differences_are_paired_by_patient() -> None:
     folds = np.arange(len(given.labels)) * 2 // len(given.labels)
     asked = measures(given, folds, unsure)
     assert {"all", WITHIN_FOLDS, WITHIN_THIRDS, "sex F", "sex M", "view AP", "view PA", "age 40 to 59"} == set(asked)
-    scores = {"first": unsure, "scaled": 3 * unsure, "right": given.labels, "wrong": -given.labels}
-    found = {(each["of"], each["measure"]): each for each in compared(scores, given, asked, seed=1)}
+    chosen = {name: asked[name] for name in ("all", "sex F")}
+    scores = {
+        name: each[None]
+        for name, each in {
+            "first": unsure, "scaled": 3 * unsure, "right": given.labels, "wrong": -given.labels,
+        }.items()
+    }  # fmt: skip
+    found = {(each["of"], each["measure"]): each for each in compared(scores, given, chosen, seed=1)}
     assert found["first", "all"]["difference"] is None
     assert found["scaled", "all"]["difference"] == [0.0, 0.0, 0.0]
     assert found["right", "sex F"]["auc"] == [1.0, 1.0, 1.0]
@@ -170,7 +178,28 @@ def test_a_fold_whose_scores_are_shifted_costs_nothing_within_folds() -> None:
     given = cases()
     folds = np.arange(len(given.labels)) * 2 // len(given.labels)
     shifted = given.labels + 5.0 * folds
-    asked = measures(given, folds, given.labels)
-    found = {each["measure"]: each["auc"][0] for each in compared({"first": shifted}, given, asked, seed=1)}
+    asked = {name: measures(given, folds, given.labels)[name] for name in ("all", WITHIN_FOLDS)}
+    found = {each["measure"]: each["auc"][0] for each in compared({"first": shifted[None]}, given, asked, seed=1)}
     assert found["all"] == 0.75
     assert found[WITHIN_FOLDS] == 1.0
+
+
+def test_trainings_that_disagree_are_in_the_interval() -> None:
+    """A gain of one training over its pair and a loss of another are noise, however sure the patients are."""
+    given = cases()
+    asked = {"all": Measure(np.arange(len(given.labels)), np.zeros(len(given.labels), np.int64))}
+    turned = np.stack([given.labels, -given.labels])
+    agreeing = {"first": 0 * turned, "second": np.stack([given.labels] * 2)}
+    disagreeing = {"first": 0 * turned, "second": turned}
+    sure, unsure = (compared(scores, given, asked, seed=1)[1]["difference"] for scores in (agreeing, disagreeing))
+    assert sure == [0.5, 0.5, 0.5]
+    assert unsure == [0.0, -0.5, 0.5]
+
+
+def test_each_repeat_is_a_training_of_its_own(prepared: tuple[Recipe, ImageSet], tmp_path: Path) -> None:
+    """The same patients in the same folds, by two trainings that chance made different."""
+    recipe, data = prepared
+    twice = dataclasses.replace(trial(data, tmp_path), seeds=2)
+    first, second = asked_out_of_fold(recipe, twice, Silent().say)
+    assert first.patients == second.patients
+    assert (first.scores != second.scores).all()
