@@ -58,7 +58,7 @@ def compare_training(
                 out,
                 name,
                 digest_of_values(as_json(variant), weights, file_sha256(data / "samples.json")),
-                lambda folder, variant=variant: distil(variant, data, teachers, folder, say),  # type: ignore[misc]
+                lambda folder, variant=variant: distil(variant, images, teachers, folder, say),  # type: ignore[misc]
             )
             cases[arm].append(_asked(recipe, images, out / name / WEIGHTS))
     plain = {"steps": plan.steps, "seeds": list(plan.seeds), "recipe": digest_of_values(as_json(recipe))}

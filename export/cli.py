@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,9 +24,12 @@ from export.data import samples_from_csv
 from export.distil import WEIGHTS as STUDENT
 from export.distil import distil
 from export.ensemble import Member
+from export.folds import STAGES, Folds
+from export.folds_report import as_text as folds_as_text
+from export.folds_report import cross_validate
 from export.foundation import Folders, learn_from_foundations
 from export.golden import make_golden
-from export.images import image_set, prepare, source_digests
+from export.images import ImageSet, image_set, prepare, source_digests
 from export.negatives import gather
 from export.pack import Parts, pack
 from export.progress import Progress, Shown, Silent
@@ -36,15 +39,13 @@ from export.recipe import Recipe, as_json, recipe_and_bytes, recipe_from_toml
 from export.runner import Runner
 from export.task_head.make import TaskFiles, make_task
 from export.tasks import task_texts
+from export.teach import SECOND, teach
 from export.teach import WEIGHTS as TEACHER
-from export.teach import teach
 from export.to_engine import to_engine
 from export.to_onnx import export_encoder, to_onnx
 from export.verify import ENCODERS, Inputs, verify
 
 INPUT_ERROR = 2
-SECOND = 101
-"""Added to the seed for the second teacher."""
 STEP_VERSIONS = {
     "data": 1,
     "negatives": 1,
@@ -102,17 +103,17 @@ class Line:
         teacher = self._step(
             "teachers",
             (data, values["teacher"], seed),
-            lambda out: teach(recipe, recipe.teacher, seed, self._of("data"), out=out, say=self.say),
+            lambda out: teach(recipe, recipe.teacher, seed, self._pictures(), out=out, say=self.say),
         )
         second = self._step(
             "second_teacher",
             (data, values["second_teacher"], seed),
-            lambda out: teach(recipe, recipe.second_teacher, seed + SECOND, self._of("data"), out=out, say=self.say),
+            lambda out: teach(recipe, recipe.second_teacher, seed + SECOND, self._pictures(), out=out, say=self.say),
         )
         student = self._step(
             "distil",
             (teacher, second, values["student"], seed, *([encoder] if encoder else [])),
-            lambda out: distil(recipe, self._of("data"), self._teachers(), out, self.say, encoder=weights),
+            lambda out: distil(recipe, self._pictures(), self._teachers(), out, self.say, encoder=weights),
         )
         calibrated = self._step("calibrate", (student, negatives), self._calibrate)
         graphs = self._step("to_onnx", (calibrated, recipe.data.mask_side), self._to_onnx)
@@ -162,6 +163,18 @@ class Line:
         self.say(name)
         return run_step(self.root, name, digest_of_values(name, STEP_VERSIONS[name], inputs), work, read)
 
+    def folds(self, stage: str, counts: tuple[int, int], changes: Sequence[str]) -> dict[str, Any]:
+        """Cross-validate a stage as it is and with each of the changes; `counts` are folds and trainings in each.
+
+        Raises:
+            InsiteError: Bad data, an unknown stage, or a change that does not fit.
+        """
+        root = self.root.with_suffix(".folds")
+        root.mkdir(exist_ok=True)
+        digest = self.prepared()
+        trials = Folds(stage, *counts, self._pictures(), digest, root, STEP_VERSIONS)
+        return cross_validate(self.recipe, changes, trials, self.radiographs, self.say)
+
     def forget(self) -> None:
         """Throw every artefact of this recipe away, finished or not."""
         shutil.rmtree(self.root)
@@ -169,6 +182,9 @@ class Line:
 
     def _of(self, step: str) -> Path:
         return self.root / step
+
+    def _pictures(self) -> ImageSet:
+        return image_set(self._of("data"))
 
     def _teachers(self) -> list[Member]:
         return teachers_of(self.recipe, self.root)
@@ -192,7 +208,7 @@ class Line:
         )
 
     def _quantise(self, out: Path) -> None:
-        search_precision(self.recipe, image_set(self._of("data")), self._of("to_onnx"), out=out, say=self.say)
+        search_precision(self.recipe, self._pictures(), self._of("to_onnx"), out=out, say=self.say)
 
     def _golden(self, out: Path) -> None:
         tasks = [task.name for task in task_texts()]
@@ -282,6 +298,33 @@ def bench_command(
         console.print(f"insite-export: {error}", highlight=False, markup=False)
         raise typer.Exit(INPUT_ERROR) from error
     typer.echo(json.dumps(result, indent=2) if json_output else as_text(result))
+
+
+@app.command("folds")
+def folds_command(
+    recipe: Annotated[Path, typer.Argument(help="The pack's recipe.toml.")],
+    data: Annotated[Path, typer.Option(help="Folder with the data sets.")],
+    out: Annotated[Path, typer.Option(help="Folder for artefacts, as for `run`.")],
+    *,
+    folds: Annotated[int, typer.Option(help="How many folds the NIH patients are dealt into.")] = 4,
+    stage: Annotated[str, typer.Option(help=f"What is trained in each: {', '.join(STAGES)}.")] = "student",
+    seeds: Annotated[int, typer.Option(help="Trainings in each; from one, nobody can tell a gain from chance.")] = 2,
+    change: Annotated[
+        list[str] | None, typer.Option(help="Compare with `student.steps = 500, …`; may be given several times.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of the training.")] = 2,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Cross-validate the adult task over training patients, as it is and with changes; `val` is not looked at."""
+    torch.set_num_threads(threads)
+    console = Console(stderr=True)
+    try:
+        line = Line(recipe, data, out, Shown(console))
+        result = line.folds(stage, (folds, seeds), change or ())
+    except (InsiteError, OSError) as error:
+        console.print(f"insite-export: {error}", highlight=False, markup=False)
+        raise typer.Exit(INPUT_ERROR) from error
+    typer.echo(json.dumps(result, indent=2) if json_output else folds_as_text(result))
 
 
 @app.command()

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from appliance.domain.errors import SettingsError
 from export.ensemble import Member, ensemble_from_files
-from export.images import image_set
+from export.images import ImageSet
 from export.learning import Batch, Training, supervised_loss, train, upsampled
 from export.pretrained import load_published
 from export.recipe import Recipe, StudentSection
@@ -30,7 +30,7 @@ class _Projected(nn.Module):
 
 def distil(
     recipe: Recipe,
-    data: Path,
+    data: ImageSet,
     teachers: Sequence[Member],
     out: Path,
     say: Callable[[str], None],
@@ -41,7 +41,7 @@ def distil(
 
     Args:
         recipe: Its `student` section decides everything.
-        data: The artefact of the data step.
+        data: The prepared radiographs; those of the split `train` are learned from.
         teachers: They answer together; the second one may be where the student starts.
         out: Folder to work in; holds a checkpoint until the training is finished.
         say: Told about progress.
@@ -79,7 +79,7 @@ def distil(
         taught = taught_loss(outputs, projected.projection(outputs.embedding), advice, section)
         return supervised_loss(outputs, batch) + taught
 
-    run = Training(image_set(data), recipe.input, recipe.student, recipe.pack.seed + 1, out, say)
+    run = Training(data, recipe.input, recipe.student, recipe.pack.seed + 1, out, say)
     train(projected, student, run, loss_of, out / WEIGHTS)
 
 

@@ -61,10 +61,20 @@ def trivial_scores(train: Floats, labels: Floats, test: Floats, test_labels: Flo
 
 def matched_auc(scores: Floats, labels: Floats, trivial: Floats, strata: int = STRATA) -> float:
     """The mean AUC within strata of the trivial score, weighted by the number of pairs that each compares."""
-    order = np.argsort(np.argsort(trivial, kind="stable"), kind="stable") * strata // len(trivial)
+    return auc_within(scores, labels, thirds(trivial, strata))
+
+
+def thirds(trivial: Floats, strata: int = STRATA) -> NDArray[np.int64]:
+    """The stratum [n] of each image, from 0: as many images in each, by rising trivial score."""
+    order: NDArray[np.int64] = np.argsort(np.argsort(trivial, kind="stable"), kind="stable") * strata // len(trivial)
+    return order
+
+
+def auc_within(scores: Floats, labels: Floats, strata: NDArray[np.int64]) -> float:
+    """The mean AUC within strata [n], weighted by the number of pairs that each compares; NaN where there is none."""
     total, weight = 0.0, 0
-    for number in range(strata):
-        inside = order == number
+    for number in np.unique(strata):
+        inside = strata == number
         pairs = int(labels[inside].sum() * (1 - labels[inside]).sum())
         if pairs:
             total += pairs * auc(scores[inside], labels[inside])

@@ -5,17 +5,19 @@ from pathlib import Path
 
 import torch
 
-from export.images import image_set
+from export.images import ImageSet
 from export.learning import Batch, Training, supervised_loss, train
 from export.pretrained import load_published
 from export.recipe import Recipe, TeacherSection
 from export.student import MultiTaskNet, architecture_named
 
 WEIGHTS = "teacher.safetensors"
+SECOND = 101
+"""Added to the seed for the second teacher."""
 
 
 def teach(
-    recipe: Recipe, section: TeacherSection, seed: int, data: Path, *, out: Path, say: Callable[[str], None]
+    recipe: Recipe, section: TeacherSection, seed: int, data: ImageSet, *, out: Path, say: Callable[[str], None]
 ) -> None:
     """Train one teacher and write its weights to `<out>/teacher.safetensors`.
 
@@ -23,7 +25,7 @@ def teach(
         recipe: For the input's numbers.
         section: Decides everything else.
         seed: Fixes its random choices; another one for each teacher, or their mistakes agree.
-        data: The artefact of the data step.
+        data: The prepared radiographs; those of the split `train` are learned from.
         out: Folder to work in; holds a checkpoint until the training is finished.
         say: Told about progress.
     """
@@ -34,5 +36,5 @@ def teach(
     def loss_of(batch: Batch) -> torch.Tensor:
         return supervised_loss(net(batch.image), batch)
 
-    run = Training(image_set(data), recipe.input, section, seed, out, say)
+    run = Training(data, recipe.input, section, seed, out, say)
     train(net, net, run, loss_of, out / WEIGHTS)

@@ -18,6 +18,7 @@ from export.artefacts import read_json, write_json
 from export.bench_training import Comparison, compare_training, last_result
 from export.cli import Line, app, teachers_of
 from export.distil import distil
+from export.images import image_set
 from export.pack import Parts, pack
 from export.progress import Silent
 from export.recipe import recipe_from_toml
@@ -171,7 +172,7 @@ def test_a_student_starts_from_a_teacher_of_its_own_kind_only(built: Path, tiny_
     ]
     other = dataclasses.replace(recipe, student=dataclasses.replace(recipe.student, architecture="efficientnet_lite0"))
     with pytest.raises(SettingsError, match="can't start from a narrow"):
-        distil(other, built / "tiny.steps" / "data", teachers, tmp_path, lambda _: None)
+        distil(other, image_set(built / "tiny.steps" / "data"), teachers, tmp_path, lambda _: None)
 
 
 def test_a_full_disk_is_said(

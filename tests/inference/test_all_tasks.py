@@ -208,7 +208,7 @@ def test_all_counts_as_one_request_for_each_image(pack: VerifiedPack) -> None:
         runner.infer("chest-xray.all", PICTURES[0])
         runner.infer("chest-xray.guard", PICTURES[0])
         runner.infer("chest-xray.all", PICTURES[0])
-        counted = runner.statistics.snapshot()
+    counted = runner.statistics.snapshot()
     assert set(counted) == {"chest-xray.all", "chest-xray.guard"}
     found = counted["chest-xray.all"]
     assert (found.images, found.batches, found.success.count, found.fail.count) == (2, 2, 2, 0)

@@ -1,6 +1,7 @@
 """The load that the bench sends: as calls or in streams, to one model or to each in turn."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from appliance.inference.bench_load import IN_STREAM, Found, Load, run_load
 from appliance.inference.runner import PackRunner
 from appliance.inference.server import InferenceServer
+from appliance.inference.statistics import ModelCounts
 from appliance.telemetry import logger_for
 from tests.fakes.tiny_pack import tiny_verified
 
@@ -21,6 +23,14 @@ def runner(tmp_path: Path) -> Iterator[PackRunner]:
         InferenceServer(runner, tmp_path / "s.sock", version="1", log=logger_for("test")),
     ):
         yield runner
+
+
+def counted(runner: PackRunner, images: int) -> dict[str, ModelCounts]:
+    """What was counted of each model, once all images are: a batch is counted when its callers have their answers."""
+    ended = time.monotonic() + 10
+    while sum(each.images for each in runner.statistics.snapshot().values()) < images and time.monotonic() < ended:
+        time.sleep(0.01)
+    return runner.statistics.snapshot()
 
 
 def sent(folder: Path, *models: str, **changes: bool) -> Found:
@@ -38,7 +48,7 @@ def test_every_request_brings_an_image_of_its_own(
     """Whichever way it goes: two clients, one round that is not counted and three that are, no features remembered."""
     found = sent(tmp_path, "chest-xray.embedding", stream=stream, shared=shared)
     assert (found.answers, len(found.milliseconds), found.failures) == (6, 6, {})
-    counts = runner.statistics.snapshot()["chest-xray.embedding"]
+    counts = counted(runner, 8)["chest-xray.embedding"]
     assert (counts.images, counts.cache_hit.count, counts.cache_miss.count) == (8, 0, 8)
 
 
@@ -49,7 +59,7 @@ def test_models_are_asked_in_turn_or_all_about_one_image(
     """In turn each request has its own image, so that no model finds the features that another needed."""
     found = sent(tmp_path, "chest-xray.guard", "chest-xray.lungs", in_turn=in_turn, shared=True)
     assert (found.answers, found.failures) == (6, {})
-    counts = runner.statistics.snapshot()
+    counts = counted(runner, 2 * each)
     assert [counts[f"chest-xray.{task}"].images for task in ("guard", "lungs")] == [each, each]
     assert sum(counts[f"chest-xray.{task}"].cache_hit.count for task in ("guard", "lungs")) == known
 
