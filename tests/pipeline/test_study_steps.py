@@ -10,6 +10,7 @@ import pytest
 from appliance.domain.errors import (
     DeliveryError,
     InferenceUnavailableError,
+    PackError,
     ProvenanceError,
     ReportError,
     StorageFullError,
@@ -131,7 +132,12 @@ def test_steps_that_were_done_are_passed_over(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "word"), [(InferenceUnavailableError("down"), "daemon"), (ProvenanceError("other"), "pack")]
+    ("error", "word"),
+    [
+        (InferenceUnavailableError("down"), "daemon"),
+        (ProvenanceError("Release 2 answered."), "Release 2 answered."),
+        (PackError("gone"), "being exchanged"),
+    ],
 )
 def test_a_study_waits_for_the_inference_daemon(bench: Bench, error: Exception, word: str) -> None:
     """While the daemon is away the study says that it waits; afterwards it goes on, nothing refused."""
