@@ -1,239 +1,29 @@
-"""The command `insite-export`: run a recipe into a signed pack, measure one, make keys; the steps in their order."""
+"""The command `insite-export`: run a recipe into a signed pack, measure one, try a recipe on folds, make keys."""
 
 import json
-import shutil
-from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
 
-from appliance.domain.errors import InputError, InsiteError
+from appliance.domain.errors import InsiteError
 from appliance.packs.open import open_pack
 from appliance.packs.signing import PRIVATE_KEY, generate_keys
-from export.artefacts import digest_of_values, file_sha256, run_step
+from export.artefacts import file_sha256
 from export.bench import as_text, bench
 from export.bench_features import Question, bench_features
 from export.bench_training import Comparison, compare_training, last_result
-from export.calibrate import calibrate
-from export.data import samples_from_csv
-from export.distil import WEIGHTS as STUDENT
-from export.distil import distil
-from export.ensemble import Member
-from export.folds import STAGES, Folds
+from export.folds import STAGES
 from export.folds_report import as_text as folds_as_text
-from export.folds_report import cross_validate
-from export.foundation import Folders, learn_from_foundations
-from export.golden import make_golden
-from export.images import ImageSet, image_set, prepare, source_digests
-from export.negatives import gather
-from export.pack import Parts, pack
-from export.progress import Progress, Shown, Silent
-from export.quantise_search import search_precision
+from export.line import Line, teachers_of
+from export.progress import Shown, Silent
 from export.ranks import Ranks
-from export.recipe import Recipe, as_json, recipe_and_bytes, recipe_from_toml
-from export.runner import Runner
+from export.recipe import recipe_from_toml
 from export.task_head.make import TaskFiles, make_task
-from export.tasks import task_texts
-from export.teach import SECOND, teach
-from export.teach import WEIGHTS as TEACHER
-from export.to_engine import to_engine
-from export.to_onnx import export_encoder, to_onnx
-from export.verify import ENCODERS, Inputs, verify
 
 INPUT_ERROR = 2
-STEP_VERSIONS = {
-    "data": 1,
-    "negatives": 1,
-    "teachers": 2,
-    "second_teacher": 1,
-    "distil": 2,
-    "calibrate": 2,
-    "to_onnx": 2,
-    "quantise": 5,
-    "to_engine": 2,
-    "golden": 2,
-    "verify": 4,
-}
-"""Raise one when its step's code makes something else of the same inputs."""
-
-
-class Line:
-    """The line of steps of one recipe on one data folder: each done when its inputs changed, else skipped.
-
-    Args:
-        recipe_file: The recipe.
-        data: Folder with `cxr` (or its content) and, beside it, `dicom`.
-        out: Folder of all artefacts; the pack ends in `<out>/<name>`.
-        progress: Told how far each step is.
-        checkpoints: Folder of the foundation teachers' files, for a recipe that has such teachers.
-    """
-
-    def __init__(
-        self, recipe_file: Path, data: Path, out: Path, progress: Progress, *, checkpoints: Path | None = None
-    ) -> None:
-        self.recipe, self.recipe_text = recipe_and_bytes(recipe_file)
-        self.radiographs = data / "cxr" if (data / "cxr").is_dir() else data
-        self.root = out / f"{self.recipe.pack.name}.steps"
-        self.pack = out / self.recipe.pack.name
-        self.checkpoints = checkpoints
-        self.progress = progress
-        self.say = progress.say
-        self.root.mkdir(parents=True, exist_ok=True)
-
-    def run(self, private_key: Path) -> str:
-        """Run every step and return the pack's digest.
-
-        Raises:
-            InsiteError: Bad data, or a gate that refuses; what is finished stays, and is not done again.
-        """
-        recipe, values = self.recipe, as_json(self.recipe)
-        seed = recipe.pack.seed
-        data = self.prepared()
-        encoder, weights = self.agglomerated(data) if recipe.foundation else ("", None)
-        negatives = self._step(
-            "negatives",
-            (data, values["guard"], self._index_digest()),
-            lambda out: gather(recipe, self.radiographs.parent, self._of("data"), out),
-        )
-        teacher = self._step(
-            "teachers",
-            (data, values["teacher"], seed),
-            lambda out: teach(recipe, recipe.teacher, seed, self._pictures(), out=out, say=self.say),
-        )
-        second = self._step(
-            "second_teacher",
-            (data, values["second_teacher"], seed),
-            lambda out: teach(recipe, recipe.second_teacher, seed + SECOND, self._pictures(), out=out, say=self.say),
-        )
-        student = self._step(
-            "distil",
-            (teacher, second, values["student"], seed, *([encoder] if encoder else [])),
-            lambda out: distil(recipe, self._pictures(), self._teachers(), out, self.say, encoder=weights),
-        )
-        calibrated = self._step("calibrate", (student, negatives), self._calibrate)
-        graphs = self._step("to_onnx", (calibrated, recipe.data.mask_side), self._to_onnx)
-        quantised = self._step("quantise", (graphs, data, values["quantise"]), self._quantise)
-        engines = self._step("to_engine", (quantised,), lambda out: to_engine(self._of("quantise"), out, self.say))
-        golden = self._step("golden", (quantised, teacher, second), self._golden)
-        sections = ("pack", "operating", "gate")
-        measured = (quantised, engines, golden, teacher, second, *(values[name] for name in sections))
-        self._step("verify", measured, self._verify, read=digest_of_values(self.sources))
-        self.say("pack")
-        manifest = pack(
-            recipe,
-            self.recipe_text,
-            Parts(*(self._of(step) for step in ("quantise", "golden", "to_engine", "verify"))),
-            private_key=private_key,
-            out=self.pack,
-        )
-        return manifest.digest
-
-    def prepared(self) -> str:
-        """Do the step `data` and return its digest."""
-        recipe, values = self.recipe, as_json(self.recipe)
-        return self._step(
-            "data",
-            (values["data"], values["input"], recipe.pack.seed, file_sha256(self._labels())),
-            lambda out: prepare(recipe, self.radiographs, out),
-            read=digest_of_values(self.sources),
-        )
-
-    @cached_property
-    def sources(self) -> dict[str, dict[str, Any]]:
-        """What the radiographs and masks hold, by data set; the files are read once."""
-        samples = samples_from_csv(self._labels(), self.recipe.data, self.recipe.pack.seed)
-        return source_digests(samples, self.radiographs)
-
-    def _labels(self) -> Path:
-        labels = self.radiographs / "labels.csv"
-        if not labels.is_file():
-            raise InputError(f"There is no {labels}.", "Give the folder that holds labels.csv, or its parent.")
-        return labels
-
-    def agglomerated(self, data: str, ranks: Ranks | None = None) -> tuple[str, Path]:
-        """Let the encoder learn from the foundation teachers; return the artefact's digest and the weights."""
-        return learn_from_foundations(self.recipe, data, Folders(self.root, self.checkpoints), self.progress, ranks)
-
-    def _step(self, name: str, inputs: tuple[object, ...], work: Callable[[Path], None], read: str = "") -> str:
-        self.say(name)
-        return run_step(self.root, name, digest_of_values(name, STEP_VERSIONS[name], inputs), work, read)
-
-    def folds(self, stage: str, counts: tuple[int, int], changes: Sequence[str]) -> dict[str, Any]:
-        """Cross-validate a stage as it is and with each of the changes; `counts` are folds and trainings in each.
-
-        Raises:
-            InsiteError: Bad data, an unknown stage, or a change that does not fit.
-        """
-        root = self.root.with_suffix(".folds")
-        root.mkdir(exist_ok=True)
-        digest = self.prepared()
-        trials = Folds(stage, *counts, self._pictures(), digest, root, STEP_VERSIONS)
-        return cross_validate(self.recipe, changes, trials, self.radiographs, self.say)
-
-    def forget(self) -> None:
-        """Throw every artefact of this recipe away, finished or not."""
-        shutil.rmtree(self.root)
-        self.root.mkdir()
-
-    def _of(self, step: str) -> Path:
-        return self.root / step
-
-    def _pictures(self) -> ImageSet:
-        return image_set(self._of("data"))
-
-    def _teachers(self) -> list[Member]:
-        return teachers_of(self.recipe, self.root)
-
-    def _index_digest(self) -> str:
-        index = self.radiographs.parent / "dicom" / "index.csv"
-        return file_sha256(index) if index.is_file() else ""
-
-    def _calibrate(self, out: Path) -> None:
-        recipe, student = self.recipe, self._of("distil") / STUDENT
-        with TemporaryDirectory() as scratch:
-            export_encoder(recipe.student.architecture, recipe.input, student, Path(scratch))
-            encoder = Runner(Path(scratch), ENCODERS["fp32"], ())
-            calibrate(recipe, self._of("data"), self._of("negatives"), student, encoder=encoder, out=out, say=self.say)
-
-    def _to_onnx(self, out: Path) -> None:
-        recipe = self.recipe
-        student, calibrated = self._of("distil") / STUDENT, self._of("calibrate")
-        to_onnx(
-            recipe.student.architecture, recipe.input, recipe.data.mask_side, student, calibration=calibrated, out=out
-        )
-
-    def _quantise(self, out: Path) -> None:
-        search_precision(self.recipe, self._pictures(), self._of("to_onnx"), out=out, say=self.say)
-
-    def _golden(self, out: Path) -> None:
-        tasks = [task.name for task in task_texts()]
-        make_golden(self.recipe.input, ENCODERS, tasks, self._of("quantise"), teachers=self._teachers(), out=out)
-
-    def _verify(self, out: Path) -> None:
-        inputs = Inputs(
-            self.radiographs,
-            self._of("data"),
-            self._of("negatives"),
-            self._teachers(),
-            self._of("quantise"),
-            self._of("to_engine"),
-            self.sources,
-        )
-        verify(self.recipe, inputs, out, self.say)
-
-
-def teachers_of(recipe: Recipe, steps: Path) -> list[Member]:
-    """Architecture and weights of both teachers, in the folder of the steps' artefacts."""
-    return [
-        (recipe.teacher.architecture, steps / "teachers" / TEACHER),
-        (recipe.second_teacher.architecture, steps / "second_teacher" / TEACHER),
-    ]
-
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Foundation models in, one small signed pack out.")
 

@@ -9,7 +9,7 @@ import resource
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ import psutil
 
 from appliance.daemons.bench_background import LOAD, busy
 from appliance.daemons.bench_inference_table import GOALS, WITHOUT_GOAL
-from appliance.daemons.bench_peers import Running, child_json, mlserver, our_daemon, trusted
+from appliance.daemons.bench_peers import PEERS, Running, child_json, our_daemon, peers, trusted
 from appliance.domain.errors import PackError
-from appliance.domain.manifest import PackManifest, VerifiedPack
+from appliance.domain.manifest import ALL, EMBEDDING, PackManifest, VerifiedPack
 from appliance.inference.cpus import run_threads, usable_cpus
 from appliance.inference.scheduler import Priority
 from appliance.packs.open import installed_packs
@@ -28,10 +28,6 @@ from appliance.settings import Settings
 
 IN_PROCESS = "appliance.inference.bench_in_process"
 BATCHES = (1, 2, 4, 8)
-MLSERVER_PORT = 21080
-PORTS_OF_ONE = 10
-PEERS: Mapping[str, Mapping[str, Any]] = {"mlserver": {}, "mlserver_tuned": {"parallel_workers": 0}}
-"""MLServer as it comes, and without the worker process that it hands each request to: that saves a copy."""
 WAYS: Mapping[str, Mapping[str, bool]] = {
     "stream": {"shared": True, "stream": True},
     "shared": {"shared": True},
@@ -106,7 +102,11 @@ def bench_inference(settings: Settings, effort: Effort, peer: Path | None) -> di
         subject = _subject(pack, daemon, settings)
         raw["subject"] = {"pack": pack.manifest.digest, "encoder": subject.graph.name, "threads": subject.threads}
         run = _Run(daemon, subject, effort, _best_in_process(subject, raw), ratios, raw)
-        with _peers(peer, subject, folder, raw) as others:
+        with peers(peer, subject.graph, subject.threads, folder) as others:
+            if not others:
+                raw["left_out"] |= dict.fromkeys(
+                    ratios_of_peers(), "no environment with MLServer: `make bench` makes one"
+                )
             _throughput(run, others)
             _processor_time(run, others)
         _overhead(run)
@@ -271,13 +271,13 @@ def _heads(run: _Run) -> None:
     heads = [str(head) for head in run.subject.heads]
     many = {"clients": run.effort.clients, "shared": True}
     ways: dict[str, dict[str, Any]] = {
-        "one_call": {**many, "models": (manifest.model_name("all"),)},
+        "one_call": {**many, "models": (manifest.model_name(ALL),)},
         "a_call_each": {**many, "models": each_task},
         "separate_models": {**many, "models": each_task, "in_turn": True},
     }
+    seconds = run.effort.seconds / 2
     rounds = []
     for _ in range(run.effort.rounds):
-        seconds = run.effort.seconds / 2
         alone = max(
             float(_alone(run, **run.best | {"spins": [spin]}, heads=heads, seconds=seconds)["images_per_second"])
             for spin in (True, False)
@@ -331,30 +331,6 @@ def ratios_of_peers() -> Sequence[str]:
     return [f"throughput_vs_{name}{way}" for name in PEERS for way in ("", "_inline")]
 
 
-@contextmanager
-def _peers(
-    python: Path | None, subject: _Subject, folder: Path, raw: dict[str, Any]
-) -> Iterator[Mapping[str, Running]]:
-    if python is None or not python.exists():
-        for ratio in ratios_of_peers():
-            raw["left_out"][ratio] = "no environment with MLServer: `make bench` makes one"
-        yield {}
-        return
-    with ExitStack() as stack:
-        yield {
-            name: stack.enter_context(
-                mlserver(
-                    python,
-                    {"BENCH_GRAPH": str(subject.graph), "BENCH_THREADS": str(subject.threads)},
-                    folder / name,
-                    MLSERVER_PORT + PORTS_OF_ONE * number,
-                    settings,
-                )
-            )
-            for number, (name, settings) in enumerate(PEERS.items())
-        }
-
-
 def _load(run: _Run, **changes: Any) -> dict[str, Any]:
     found: dict[str, Any] = child_json(LOAD, _order(run, **changes))
     return found
@@ -364,7 +340,7 @@ def _order(run: _Run, **changes: Any) -> dict[str, Any]:
     spec = run.subject.manifest.input
     return {
         "target": run.daemon.target,
-        "models": (run.subject.manifest.model_name("embedding"),),
+        "models": (run.subject.manifest.model_name(EMBEDDING),),
         "input_name": spec.name,
         "rows": spec.rows,
         "columns": spec.columns,

@@ -14,7 +14,9 @@ GOALS: Mapping[str, tuple[str, float]] = {
     "heads_vs_models": (">=", 2.5),
     "errors_of_many_clients": ("<=", 0.0),
 }
-"""What the daemon is built to reach on two cores with the chest radiograph pack; the table shows them beside it."""
+"""What the daemon is built to reach on two cores with the chest radiograph pack; the table shows them beside it.
+
+Throughput is that of a stream of each client with pixels in shared memory, unless the name says otherwise."""
 
 WITHOUT_GOAL = (
     "throughput_vs_in_process_calls",

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,10 @@ from appliance.inference.client import OipClient
 from appliance.settings import Settings
 
 START_SECONDS = 120.0
+MLSERVER_PORT = 21080
+PORTS_OF_ONE = 10
+PEERS: Mapping[str, Mapping[str, Any]] = {"mlserver": {}, "mlserver_tuned": {"parallel_workers": 0}}
+"""MLServer as it comes, and without the worker process that it hands each request to: that saves a copy."""
 LARGEST_BATCH = 8
 BATCH_SECONDS = 0.002
 
@@ -75,6 +79,19 @@ def our_daemon(packs: Path, folder: Path, environment: Mapping[str, str]) -> Ite
         with OipClient(target, 10) as client:
             _wait(lambda: bool(client.served()), process, folder)
         yield Running(target, process)
+
+
+@contextmanager
+def peers(python: Path | None, graph: Path, threads: int, folder: Path) -> Iterator[Mapping[str, Running]]:
+    """The servers of `PEERS`, all on one graph; none where there is no Python of an environment that has them."""
+    model = {"BENCH_GRAPH": str(graph), "BENCH_THREADS": str(threads)}
+    with ExitStack() as stack:
+        found: dict[str, Running] = {}
+        if python is not None and python.exists():
+            for number, (name, settings) in enumerate(PEERS.items()):
+                port = MLSERVER_PORT + PORTS_OF_ONE * number
+                found[name] = stack.enter_context(mlserver(python, model, folder / name, port, settings))
+        yield found
 
 
 @contextmanager

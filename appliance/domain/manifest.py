@@ -12,6 +12,10 @@ from pathlib import Path
 
 PACK_SCHEMA = "insite-pack-manifest/1"
 TASK_SCHEMA = "insite-task-manifest/1"
+EMBEDDING = "embedding"
+"""The encoder output that every pack has, and the model name under which it is served."""
+ALL = "all"
+"""The model name under which all tasks of a pack are served together: its outputs are `<task>.<output>`."""
 
 
 class TaskKind(enum.Enum):

@@ -42,8 +42,7 @@ class Load:
     """What to send, where, for how long.
 
     Attributes:
-        models: Asked one after the other by each client, on the same image until all were asked; several at once where
-            `together` is set.
+        models: Asked one after the other by each client, on the same image until all were asked.
         priority: Of every request; 0 sends none.
         count: Rounds of each client, in place of `seconds`; 0 for none.
         same_image: Each client asks about one image again and again.
@@ -61,7 +60,6 @@ class Load:
     clients: int = 16
     seconds: float = 5.0
     shared: bool = False
-    together: bool = False
     priority: int = 0
     pause: float = 0.0
     count: int = 0
@@ -190,12 +188,12 @@ async def run_load(load: Load) -> Found:
         nonlocal started
         sender = _Client(load, number)
         async with sender.connected() as send:
-            await _ask(send, sender, load, Found())
+            await _ask(send, sender, Found())
             await begin.wait()
             started = started or time.perf_counter()
             done = 0
             while done < load.count if load.count else time.perf_counter() - started < load.seconds:
-                await _ask(send, sender, load, found)
+                await _ask(send, sender, found)
                 done += 1
                 if load.pause:
                     await asyncio.sleep(load.pause)
@@ -205,13 +203,10 @@ async def run_load(load: Load) -> Found:
     return found
 
 
-async def _ask(send: _Send, sender: _Client, load: Load, found: Found) -> None:
+async def _ask(send: _Send, sender: _Client, found: Found) -> None:
     start = time.perf_counter()
     requests = sender.requests()
-    if load.together:
-        outcomes = await asyncio.gather(*(_one(send, request, found) for request in requests))
-    else:
-        outcomes = [await _one(send, request, found) for request in requests]
+    outcomes = [await _one(send, request, found) for request in requests]
     if all(outcomes):
         found.answers += 1
         found.milliseconds.append((time.perf_counter() - start) * 1000)

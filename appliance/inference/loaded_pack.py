@@ -10,18 +10,22 @@ import numpy as np
 
 from appliance.domain.errors import InferenceError, InvalidTensorError, PackContentError, UnknownModelError
 from appliance.domain.findings import ModelProvenance
-from appliance.domain.manifest import EncoderVariant, InputSpec, PackManifest, TaskManifest, TensorSpec, VerifiedPack
+from appliance.domain.manifest import (
+    ALL,
+    EMBEDDING,
+    EncoderVariant,
+    InputSpec,
+    PackManifest,
+    TaskManifest,
+    TensorSpec,
+    VerifiedPack,
+)
 from appliance.inference.engine import Engine, HoldsThreads, Runtime, SideBySide
 from appliance.inference.features import EmbeddingCache, FeatureRow
 from appliance.inference.heads import head_outputs, joined
 from appliance.inference.question import Answering, Question, Source
 from appliance.inference.scheduler import Batching, Place
 from appliance.inference.tensors import MAX_BATCH, Array, Tensor, described, fits, not_finite
-
-EMBEDDING = "embedding"
-"""The model, beside the tasks, that answers with the encoder's own summary of an image."""
-ALL = "all"
-"""The model that answers for every task at once: its outputs are `<task>.<output>`."""
 
 CACHED_IMAGES = 16
 """Enough for the tasks of the studies that are worked on at the same time; features are a few megabytes each."""

@@ -5,12 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 
 from appliance.domain.errors import ManifestError
-from appliance.domain.manifest import PackManifest, TaskKind, TensorSpec
-
-EMBEDDING = "embedding"
-"""The encoder output that every pack has, and the model name under which it is served."""
-ALL = "all"
-"""The model name under which all tasks of a pack are served together."""
+from appliance.domain.manifest import ALL, EMBEDDING, PackManifest, TaskKind, TensorSpec
 
 OUTPUTS_OF_KIND: dict[TaskKind, tuple[str, ...]] = {
     TaskKind.CLASSIFICATION: ("score",),

@@ -1,6 +1,5 @@
 """A worker that asks another machine's inference daemon: over TLS on both sides, for its own packs, or not at all."""
 
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,19 +27,6 @@ from appliance.storage.ledger import SqlLedger
 from tests.daemons.test_worker import arrive, running, until
 from tests.fakes.certificates import certificate
 from tests.fakes.tiny_pack import TinyPack, tiny_pack
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-@pytest.fixture
-def pack(tmp_path: Path) -> TinyPack:
-    """The pack that the worker's machine has."""
-    return tiny_pack(tmp_path / "packs")
 
 
 @pytest.fixture

@@ -21,25 +21,12 @@ from appliance.packs.open import open_pack
 from appliance.settings import Settings, load
 from appliance.storage.ledger import SqlLedger
 from appliance.telemetry import logger_for
-from tests.fakes.tiny_pack import TinyPack, tiny_pack
+from tests.fakes.tiny_pack import TinyPack
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 """pynetdicom drops a refused socket unclosed."""
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-@pytest.fixture
-def pack(tmp_path: Path) -> TinyPack:
-    """A small signed pack."""
-    return tiny_pack(tmp_path / "packs")
 
 
 @pytest.fixture

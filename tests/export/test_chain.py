@@ -16,9 +16,10 @@ from appliance.packs.open import open_pack
 from appliance.packs.signing import PRIVATE_KEY, PUBLIC_KEY
 from export.artefacts import read_json, write_json
 from export.bench_training import Comparison, compare_training, last_result
-from export.cli import Line, app, teachers_of
+from export.cli import app
 from export.distil import distil
 from export.images import image_set
+from export.line import Line, teachers_of
 from export.pack import Parts, pack
 from export.progress import Silent
 from export.recipe import recipe_from_toml

@@ -8,9 +8,9 @@ import pytest
 
 from appliance.domain.errors import InputError
 from export.artefacts import DONE, read_json, write_json
-from export.cli import Line
 from export.data import samples_from_csv
 from export.images import image_set, prepare, source_digests
+from export.line import Line
 from export.progress import Silent
 from export.recipe import Recipe, recipe_from_toml
 

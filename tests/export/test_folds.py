@@ -11,10 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from appliance.domain.errors import SettingsError
-from export.cli import STEP_VERSIONS, app
+from export.cli import app
 from export.folds import LEFT_OUT, Folds, asked_out_of_fold, changed, folds_of, without
 from export.folds_report import WITHIN_FOLDS, WITHIN_THIRDS, Measure, compared, cross_validate, measures
 from export.images import ImageSet, image_set, prepare
+from export.line import STEP_VERSIONS
 from export.operating import Labelled
 from export.progress import Silent
 from export.recipe import Recipe, recipe_from_toml

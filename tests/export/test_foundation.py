@@ -14,8 +14,9 @@ from appliance.domain.manifest import Validation
 from appliance.packs.open import open_pack
 from appliance.packs.signing import PUBLIC_KEY
 from export.artefacts import file_sha256
-from export.cli import Line, app
+from export.cli import app
 from export.foundation import started
+from export.line import Line
 from export.progress import Silent
 from export.recipe import recipe_from_toml
 from export.student import ARCHITECTURES
