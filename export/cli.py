@@ -15,8 +15,8 @@ from export.artefacts import file_sha256
 from export.bench import as_text, bench
 from export.bench_features import Question, bench_features
 from export.bench_training import Comparison, compare_training, last_result
-from export.folds import STAGES
 from export.folds_report import as_text as folds_as_text
+from export.folds_training import STAGES
 from export.line import Line, teachers_of
 from export.progress import Shown, Silent
 from export.ranks import Ranks
@@ -102,7 +102,8 @@ def folds_command(
     change: Annotated[
         list[str] | None, typer.Option(help="Compare with `student.steps = 500, …`; may be given several times.")
     ] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of the training.")] = 2,
+    threads: Annotated[int, typer.Option(help="CPU threads of all trainings together.")] = 2,
+    jobs: Annotated[int, typer.Option(help="Nets that are trained at a time, on a GPU where there is one.")] = 1,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Cross-validate the adult task over training patients, as it is and with changes; `val` is not looked at."""
@@ -110,7 +111,7 @@ def folds_command(
     console = Console(stderr=True)
     try:
         line = Line(recipe, data, out, Shown(console))
-        result = line.folds(stage, (folds, seeds), change or ())
+        result = line.folds(stage, (folds, seeds), change or (), jobs)
     except (InsiteError, OSError) as error:
         console.print(f"insite-export: {error}", highlight=False, markup=False)
         raise typer.Exit(INPUT_ERROR) from error

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from appliance.domain.errors import SettingsError
+from export.device import training_device
 from export.ensemble import Member, ensemble_from_files
 from export.images import ImageSet
 from export.learning import Batch, Training, supervised_loss, train, upsampled
@@ -42,7 +43,7 @@ def distil(
     Args:
         recipe: Its `student` section decides everything.
         data: The prepared radiographs; those of the split `train` are learned from.
-        teachers: They answer together; the second one may be where the student starts.
+        teachers: They answer together; the first training of the second may be where the student starts.
         out: Folder to work in; holds a checkpoint until the training is finished.
         say: Told about progress.
         encoder: What foundation teachers taught the encoder before; where None, it starts as the recipe says.
@@ -51,12 +52,12 @@ def distil(
         SettingsError: The student is to start from a teacher of another architecture.
     """
     torch.manual_seed(recipe.pack.seed)
-    expert = ensemble_from_files(teachers)
+    expert = ensemble_from_files(teachers).to(training_device())
     student = MultiTaskNet(architecture_named(recipe.student.architecture))
     if encoder is not None:
         student.encoder.load_state_dict(load_file(encoder))
     elif recipe.student.starts_from_second_teacher:
-        architecture, weights = teachers[1]
+        architecture, weights = teachers[recipe.teacher.trainings]
         if architecture != recipe.student.architecture:
             raise SettingsError(
                 f"The student {recipe.student.architecture} can't start from a {architecture}.",

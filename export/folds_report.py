@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 
 from appliance.domain.errors import SettingsError
 from export.artefacts import digest_of_values, write_json
-from export.folds import AS_IT_IS, STAGES, TRIVIAL, Folds, asked_out_of_fold, changed, trivial_out_of_fold
+from export.folds import (
+    AS_IT_IS,
+    TEACHERS,
+    TRIVIAL,
+    asked_out_of_fold,
+    changed,
+    teachers_out_of_fold,
+    trivial_out_of_fold,
+)
+from export.folds_training import STAGES, Folds, train_all
 from export.metrics import Floats, Interval, resampled
 from export.operating import Labelled
 from export.recipe import Recipe, as_json
@@ -51,6 +60,8 @@ def cross_validate(
     """
     if folds.stage not in STAGES:
         raise SettingsError(f"There is no stage {folds.stage!r}.", f"Stages are: {', '.join(STAGES)}.")
+    if folds.jobs < 1:
+        raise SettingsError(f"{folds.jobs} nets at a time train nothing.", "Give at least 1.")
     if folds.seeds < 1:
         raise SettingsError(f"{folds.seeds} trainings of each fold tell nothing.", "Give at least 1.")
     if recipe.foundation:
@@ -59,9 +70,12 @@ def cross_validate(
         )
     recipes = {AS_IT_IS: recipe} | {change: changed(recipe, change) for change in changes}
     asked: dict[str, list[Labelled]] = {}
+    train_all(recipes.values(), folds, say)
     for name, each in recipes.items():
-        say(name)
-        asked[name] = asked_out_of_fold(each, folds, say)
+        say(f"asking: {name}")
+        asked[name] = asked_out_of_fold(each, folds)
+        if folds.stage == "student":
+            asked[f"{TEACHERS} of {name}"] = teachers_out_of_fold(each, folds)
     cases = asked[AS_IT_IS][0]
     trivial, numbers = trivial_out_of_fold(recipe, folds, radiographs)
     scores = {name: np.stack([one.scores for one in each]) for name, each in asked.items()}

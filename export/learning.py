@@ -4,7 +4,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from appliance.domain.manifest import InputSpec
 from export.augment import augmented
+from export.device import training_device
 from export.images import ImageSet
 from export.recipe import StudentSection, TeacherSection
 from export.student import MultiTaskNet, Outputs, use_channels_last
@@ -50,6 +51,10 @@ class Batch:
     paediatric: Tensor
     lungs: Tensor
     has_mask: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch where a net is."""
+        return Batch(*(getattr(self, each.name).to(device) for each in fields(self)))
 
 
 def batches(run: "Training", phase: "Phase", seed: int, first: int) -> Iterator[Batch]:
@@ -149,6 +154,7 @@ def train(net: nn.Module, core: MultiTaskNet, run: Training, loss_of: Callable[[
 
     Each phase starts from the averaged weights of the one before. A killed run goes on from what its folder holds, and
     ends in the same weights as one that was not: what was finished is thrown away only when `weights` is written.
+    Both nets end where `training_device` says; what is written can be read anywhere.
     """
     if not weights.is_file():
         partial = weights.with_suffix(".partial")
@@ -162,6 +168,7 @@ def train(net: nn.Module, core: MultiTaskNet, run: Training, loss_of: Callable[[
 def _trained(
     net: nn.Module, core: MultiTaskNet, run: Training, loss_of: Callable[[Batch], Tensor]
 ) -> dict[str, Tensor]:
+    net.to(training_device())
     use_channels_last(net)
     phases = phases_of(run.section)
     files = [run.folder / f"{phase.name}.pt" for phase in phases]
@@ -173,13 +180,13 @@ def _trained(
         partial = files[number].with_suffix(".partial")
         torch.save(net.state_dict(), partial)
         partial.replace(files[number])
-    return {name: value.contiguous() for name, value in core.state_dict().items()}
+    return {name: value.cpu().contiguous() for name, value in core.state_dict().items()}
 
 
 def _train_phase(
     net: nn.Module, core: MultiTaskNet, run: Training, phase: Phase, loss_of: Callable[[Batch], Tensor], *, seed: int
 ) -> dict[str, Tensor]:
-    section = run.section
+    section, device = run.section, training_device()
     optimiser = _optimiser(net, core, section, phase)
     rates = [group["lr"] * phase.rate for group in optimiser.param_groups]
     average = {name: value.detach().clone().float() for name, value in core.state_dict().items()}
@@ -191,8 +198,8 @@ def _train_phase(
             group["lr"] = rate * schedule(step, phase.steps)
         _training_mode(net, core, section.frozen_blocks, phase)
         torch.manual_seed(_seed_of(seed, step))  # dropout hangs on the step too, not on where the process began
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(batch)
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = loss_of(batch.to(device))
         net.zero_grad(set_to_none=True)  # also what stands still: clipping would count a past phase's gradients
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(net.parameters(), LONGEST_GRADIENT)
@@ -278,7 +285,7 @@ def _resume(
         return 0
     net.load_state_dict(state["net"])
     optimiser.load_state_dict(state["optimiser"])
-    average.update(state["average"])
+    average.update({name: value.to(average[name].device) for name, value in state["average"].items()})
     return int(state["step"])
 
 

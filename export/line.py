@@ -14,8 +14,8 @@ from export.data import samples_from_csv
 from export.distil import WEIGHTS as STUDENT
 from export.distil import distil
 from export.ensemble import Member
-from export.folds import Folds
 from export.folds_report import cross_validate
+from export.folds_training import Folds
 from export.foundation import Folders, learn_from_foundations
 from export.golden import make_golden
 from export.images import ImageSet, image_set, prepare, source_digests
@@ -27,8 +27,7 @@ from export.ranks import Ranks
 from export.recipe import Recipe, as_json, recipe_and_bytes
 from export.runner import Runner
 from export.tasks import task_texts
-from export.teach import SECOND, teach
-from export.teach import WEIGHTS as TEACHER
+from export.teach import SECOND, teach_all, weights_in
 from export.to_engine import to_engine
 from export.to_onnx import export_encoder, to_onnx
 from export.verify import ENCODERS, Inputs, verify
@@ -90,12 +89,14 @@ class Line:
         teacher = self._step(
             "teachers",
             (data, values["teacher"], seed),
-            lambda out: teach(recipe, recipe.teacher, seed, self._pictures(), out=out, say=self.say),
+            lambda out: teach_all(recipe, recipe.teacher, seed, self._pictures(), out=out, say=self.say),
         )
         second = self._step(
             "second_teacher",
             (data, values["second_teacher"], seed),
-            lambda out: teach(recipe, recipe.second_teacher, seed + SECOND, self._pictures(), out=out, say=self.say),
+            lambda out: teach_all(
+                recipe, recipe.second_teacher, seed + SECOND, self._pictures(), out=out, say=self.say
+            ),
         )
         student = self._step(
             "distil",
@@ -150,8 +151,10 @@ class Line:
         self.say(name)
         return run_step(self.root, name, digest_of_values(name, STEP_VERSIONS[name], inputs), work, read)
 
-    def folds(self, stage: str, counts: tuple[int, int], changes: Sequence[str]) -> dict[str, Any]:
+    def folds(self, stage: str, counts: tuple[int, int], changes: Sequence[str], jobs: int = 1) -> dict[str, Any]:
         """Cross-validate a stage as it is and with each of the changes; `counts` are folds and trainings in each.
+
+        `jobs` nets are trained at a time, on the GPU where there is one.
 
         Raises:
             InsiteError: Bad data, an unknown stage, or a change that does not fit.
@@ -159,7 +162,7 @@ class Line:
         root = self.root.with_suffix(".folds")
         root.mkdir(exist_ok=True)
         digest = self.prepared()
-        trials = Folds(stage, *counts, self._pictures(), digest, root, STEP_VERSIONS)
+        trials = Folds(stage, *counts, self._of("data"), digest, root, STEP_VERSIONS, jobs)
         return cross_validate(self.recipe, changes, trials, self.radiographs, self.say)
 
     def forget(self) -> None:
@@ -215,8 +218,10 @@ class Line:
 
 
 def teachers_of(recipe: Recipe, steps: Path) -> list[Member]:
-    """Architecture and weights of both teachers, in the folder of the steps' artefacts."""
+    """Architecture and weights of every training of both teachers, in the folder of the steps' artefacts."""
+    sections = ((recipe.teacher, "teachers"), (recipe.second_teacher, "second_teacher"))
     return [
-        (recipe.teacher.architecture, steps / "teachers" / TEACHER),
-        (recipe.second_teacher.architecture, steps / "second_teacher" / TEACHER),
+        (section.architecture, weights_in(steps / step, training))
+        for section, step in sections
+        for training in range(section.trainings)
     ]

@@ -80,18 +80,19 @@ def guard_outputs(say: Say, images: Iterable[Grey]) -> tuple[Floats, Floats]:
 
 
 def teacher_says(net: MultiTaskNet | Ensemble, mask_side: int) -> Say:
-    """A net in torch as something that can be asked like a runner; it has no guard."""
+    """A net in torch as something that can be asked like a runner, where the net is; it has no guard."""
+    device = next(net.parameters()).device
 
     def say(images: Iterable[Grey]) -> Iterable[Outputs]:
         for batch in batched(images, BATCH):
             with torch.no_grad():
-                outputs = net(torch.from_numpy(np.stack(batch)[:, None]))
+                outputs = net(torch.from_numpy(np.stack(batch)[:, None]).to(device))
                 size = (mask_side, mask_side)
                 mask = torch.nn.functional.interpolate(outputs.lungs, size=size, mode="bilinear", align_corners=False)
             yield {
-                ADULT: {"score": torch.sigmoid(outputs.adult).numpy()},
-                PAEDIATRIC: {"score": torch.sigmoid(outputs.paediatric).numpy()},
-                LUNGS: {"mask": torch.sigmoid(mask).numpy()},
+                ADULT: {"score": torch.sigmoid(outputs.adult).cpu().numpy()},
+                PAEDIATRIC: {"score": torch.sigmoid(outputs.paediatric).cpu().numpy()},
+                LUNGS: {"mask": torch.sigmoid(mask).cpu().numpy()},
             }
 
     return say

@@ -52,7 +52,8 @@ class TeacherSection:
 
     After `steps` with full augmentation come `settling_steps` from the averaged weights with augmentation of
     `settling_strength`, at rates times `settling_rate`; last come `finishing_steps` of the lung decoder alone, on an
-    encoder that stands still. `nih_share` and `settling_nih_share` are shares of a batch.
+    encoder that stands still. `nih_share` and `settling_nih_share` are shares of a batch. A teacher is trained
+    `trainings` times by other chance, and all of them answer; a student once.
     """
 
     architecture: str
@@ -69,6 +70,7 @@ class TeacherSection:
     settling_rate: float
     settling_nih_share: float
     finishing_steps: int
+    trainings: int = field(default=1, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +267,7 @@ def recipe_and_bytes(path: Path) -> tuple[Recipe, bytes]:
         agglomeration=_agglomeration(document.get("agglomeration")),
     )
     check_foundation(recipe)
+    check_trainings(recipe)
     if recipe.quantise.aware_steps < 0:
         given = recipe.quantise.aware_steps
         raise SettingsError(f"quantise.aware_steps of the recipe is {given}.", "At least 0, which leaves it out.")
@@ -277,6 +280,19 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
     if not recipe.quantise.aware_steps:
         del values["quantise"]["aware_steps"]
     return {name: value for name, value in values.items() if name not in _OPTIONAL or value}
+
+
+def check_trainings(recipe: Recipe) -> None:
+    """Refuse a teacher that is never trained, and a student that is trained more than once.
+
+    Raises:
+        SettingsError: Names the section.
+    """
+    for name, most in (("teacher", None), ("second_teacher", None), ("student", 1)):
+        given = getattr(recipe, name).trainings
+        if given < 1 or (most is not None and given > most):
+            bound = "At least 1." if most is None else "A student is trained once."
+            raise SettingsError(f"{name}.trainings of the recipe is {given}.", bound)
 
 
 def check_foundation(recipe: Recipe) -> None:

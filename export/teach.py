@@ -12,8 +12,23 @@ from export.recipe import Recipe, TeacherSection
 from export.student import MultiTaskNet, architecture_named
 
 WEIGHTS = "teacher.safetensors"
-SECOND = 101
-"""Added to the seed for the second teacher."""
+SECOND, ANOTHER = 101, 211
+"""Added to the seed for the second teacher, and for each further training of a teacher."""
+
+
+def weights_in(folder: Path, training: int) -> Path:
+    """Where the weights of a teacher's training, counted from 0, lie in the folder of its step."""
+    return (folder / f"training-{training + 1}" if training else folder) / WEIGHTS
+
+
+def teach_all(
+    recipe: Recipe, section: TeacherSection, seed: int, data: ImageSet, *, out: Path, say: Callable[[str], None]
+) -> None:
+    """Train a teacher as often as its section says, each time by other chance; see `teach` and `weights_in`."""
+    for training in range(section.trainings):
+        folder = weights_in(out, training).parent
+        folder.mkdir(exist_ok=True)
+        teach(recipe, section, seed + ANOTHER * training, data, out=folder, say=say)
 
 
 def teach(

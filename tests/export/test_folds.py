@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from appliance.domain.errors import SettingsError
+from export.artefacts import write_json
 from export.cli import app
-from export.folds import LEFT_OUT, Folds, asked_out_of_fold, changed, folds_of, without
+from export.folds import asked_out_of_fold, changed
 from export.folds_report import WITHIN_FOLDS, WITHIN_THIRDS, Measure, compared, cross_validate, measures
+from export.folds_training import LEFT_OUT, Folds, folds_of, train_all, without
 from export.images import ImageSet, image_set, prepare
 from export.line import STEP_VERSIONS
 from export.operating import Labelled
@@ -33,8 +36,20 @@ def prepared(tiny_data: Path, tiny_recipe: Path, tmp_path_factory: pytest.TempPa
 
 
 def trial(data: ImageSet, root: Path, stage: str = "second_teacher") -> Folds:
-    """Two folds of the tiny data."""
-    return Folds(stage, 2, 1, data, "digest", root, STEP_VERSIONS)
+    """Two folds of these pictures, which are written into a folder for it."""
+    pictures = root / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    np.save(pictures / "images.npy", data.images)
+    np.save(pictures / "masks.npy", data.masks)
+    rows = zip(data.samples, data.mask_of, strict=True)
+    write_json(pictures / "samples.json", [dataclasses.asdict(s) | {"mask_row": row} for s, row in rows])
+    return Folds(stage, 2, 1, pictures, "digest", root, STEP_VERSIONS)
+
+
+def answers(recipe: Recipe, folds: Folds) -> list[Labelled]:
+    """Train what is needed, and ask it."""
+    train_all([recipe], folds, Silent().say)
+    return asked_out_of_fold(recipe, folds)
 
 
 def relabelled(data: ImageSet, of: Callable[[str, str], bool]) -> ImageSet:
@@ -70,12 +85,12 @@ def test_a_score_does_not_hang_on_the_labels_of_its_fold_nor_on_validation_pictu
     """With the validation split spoilt nothing changes; with one fold's labels turned only the other fold's scores."""
     recipe, data = prepared
     first = folds_of(data, 2, recipe.pack.seed)[0]
-    (plain,) = asked_out_of_fold(recipe, trial(data, tmp_path / "plain"), Silent().say)
+    (plain,) = answers(recipe, trial(data, tmp_path / "plain"))
     spoilt = relabelled(data, lambda split, _: split == "val")
-    (same,) = asked_out_of_fold(recipe, trial(spoilt, tmp_path / "spoilt"), Silent().say)
+    (same,) = answers(recipe, trial(spoilt, tmp_path / "spoilt"))
     assert (same.scores == plain.scores).all()
     turned = dataclasses.replace(data, samples=relabelled(data, lambda _, person: person in first).samples)
-    (other,) = asked_out_of_fold(recipe, trial(turned, tmp_path / "turned"), Silent().say)
+    (other,) = answers(recipe, trial(turned, tmp_path / "turned"))
     assert other.patients == plain.patients
     own = np.array([f"nih/{patient}" in first for patient in plain.patients])
     assert (other.scores[own] == plain.scores[own]).all()
@@ -93,7 +108,8 @@ def test_the_command_compares_recipe_change_and_trivial_classifier(
     result = json.loads((tmp_path / "tiny.folds" / "folds.json").read_text())
     assert json.loads(printed.stdout) == result
     assert (result["images"], result["patients"], result["positives"]) == (ADULTS, ADULTS, ADULTS // 2)
-    named = ["recipe", "student.steps = 1, student.frozen_blocks = 2", "trivial classifier"]
+    names = ["recipe", "student.steps = 1, student.frozen_blocks = 2"]
+    named = [each for name in names for each in (name, f"teachers of {name}")] + ["trivial classifier"]
     assert [each["of"] for each in result["figures"] if each["measure"] == "all"] == named
     assert [each["of"] for each in result["figures"] if each["difference"] is None] == ["recipe"] * 3
     trained = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
@@ -201,6 +217,26 @@ def test_each_repeat_is_a_training_of_its_own(prepared: tuple[Recipe, ImageSet],
     """The same patients in the same folds, by two trainings that chance made different."""
     recipe, data = prepared
     twice = dataclasses.replace(trial(data, tmp_path), seeds=2)
-    first, second = asked_out_of_fold(recipe, twice, Silent().say)
+    first, second = answers(recipe, twice)
     assert first.patients == second.patients
     assert (first.scores != second.scores).all()
+
+
+def test_many_nets_at_a_time_are_the_same_nets(prepared: tuple[Recipe, ImageSet], tmp_path: Path) -> None:
+    """Trained in processes of their own, a teacher's trainings differ, answer together, and are those of one process.
+
+    One thread in both cases: sums in another order would differ in the last digits.
+    """
+    recipe, data = prepared
+    recipe = changed(recipe, "second_teacher.trainings = 2")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = answers(recipe, trial(data, tmp_path / "alone"))[0].scores
+    torch.set_num_threads(threads)
+    at_once = answers(recipe, dataclasses.replace(trial(data, tmp_path / "at-once"), jobs=2))[0].scores
+    np.testing.assert_allclose(at_once, alone, atol=1e-6)
+    once = answers(changed(recipe, "second_teacher.trainings = 1"), trial(data, tmp_path / "alone"))[0].scores
+    assert (once != alone).all()
+    assert len(list((tmp_path / "alone").glob("second_teacher-*"))) == 2 * 2  # the first of them was not done again
+    with pytest.raises(SettingsError, match="trained once"):
+        changed(recipe, "student.trainings = 2")
