@@ -1,12 +1,13 @@
 """The little of CUDA that TensorRT leaves to its caller: memory on the device, copies, one stream.
 
-Loaded through ctypes from the CUDA runtime library that comes with TensorRT's wheels, so that no other binding is
-needed. Addresses are integers, as TensorRT takes them.
+Loaded through ctypes from CUDA's runtime library, so that no other binding is needed. Addresses are integers, as
+TensorRT takes them.
 """
 
 import ctypes
-import ctypes.util
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,17 @@ from appliance.domain.errors import EngineFileError, InferenceError
 from appliance.inference.tensors import Array
 
 LIBRARIES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so")
+
+BESIDE = (
+    "libcudart.so.13",
+    "libnvrtc.so.13",
+    "libcublasLt.so.13",
+    "libcublas.so.13",
+    "libcurand.so.10",
+    "libcufft.so.12",
+    "libcudnn.so.9",
+)
+"""What ONNX Runtime asks the loader for on a GPU; each after those that it needs itself."""
 
 _TO_DEVICE, _TO_HOST = 1, 2
 
@@ -129,10 +141,32 @@ class DeviceArray:
         return array
 
 
+def load_beside(names: Sequence[str] = BESIDE) -> None:
+    """Load CUDA's libraries from NVIDIA's wheels, where no loader looks; who asks for one by its name then gets it.
+
+    One that no wheel brings is left to the loader.
+    """
+    for name in names:
+        next(_in_wheels(name), None)
+
+
 def _loaded(names: Sequence[str]) -> Any:
     for name in names:
         try:
             return ctypes.CDLL(name)
         except OSError:
-            continue
+            found = next(_in_wheels(name), None)
+            if found is not None:
+                return found
     raise EngineFileError(f"There is no CUDA runtime library ({', '.join(names)}).", "Install insite[gpu].")
+
+
+def _in_wheels(name: str) -> Iterator[Any]:
+    """A library of this name that can be loaded from NVIDIA's wheels: they share the package `nvidia`."""
+    spec = importlib.util.find_spec("nvidia")
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        for file in sorted(Path(folder).glob(f"*/lib/{name}")):
+            try:
+                yield ctypes.CDLL(str(file))
+            except OSError:
+                continue

@@ -113,6 +113,7 @@ def build_engine(
 def _config(trt: Any, builder: Any, network: Any, plan: BuildPlan) -> Any:
     config = builder.create_builder_config()
     config.builder_optimization_level = plan.optimisation_level
+    config.clear_flag(trt.BuilderFlag.TF32)  # it would round to ten bits what a pack says is computed in FP32
     config.num_compute_capabilities = len(plan.compute_capabilities)
     for position, capability in enumerate(plan.compute_capabilities):
         name = f"SM{capability.replace('.', '')}"

@@ -46,17 +46,19 @@ class GpuMonitor:
             self._library, self.problem = None, f"no NVIDIA driver answers: {error}"
             return self
         nvml = self._library
-        if self._index < nvml.nvmlDeviceGetCount():
+        try:
+            if self._index >= nvml.nvmlDeviceGetCount():
+                self.problem = f"the driver knows no GPU {self._index}"
+                return self
             self._handle = nvml.nvmlDeviceGetHandleByIndex(self._index)
-            self._events = self._readable(nvml.nvmlEventSetCreate)
-            if self._events is not None:
-                self._readable(
-                    lambda: nvml.nvmlDeviceRegisterEvents(
-                        self._handle, nvml.nvmlEventTypeXidCriticalError, self._events
-                    )
-                )
-        else:
-            self.problem = f"the driver knows no GPU {self._index}"
+        except nvml.NVMLError as error:  # one that fell off the bus is still counted
+            self.problem = f"the GPU does not answer: {error}"
+            return self
+        self._events = self._readable(nvml.nvmlEventSetCreate)
+        if self._events is not None:
+            self._readable(
+                lambda: nvml.nvmlDeviceRegisterEvents(self._handle, nvml.nvmlEventTypeXidCriticalError, self._events)
+            )
         return self
 
     def __exit__(self, *_: object) -> None:

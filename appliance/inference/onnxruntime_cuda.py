@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime
 
 from appliance.domain.errors import InferenceError, PackContentError
+from appliance.inference.cuda import load_beside
 from appliance.inference.described_engine import DescribedEngine, Description
 from appliance.inference.onnxruntime_cpu import FAILURES, specs_of
 from appliance.inference.tensors import DTYPES, Array, Tensor
@@ -63,16 +64,25 @@ class OnnxRuntimeCuda:
         options.log_severity_level = 4
         settings: dict[str, Any] = {}
         if self._provider == PROVIDER:
-            settings = {"gpu_mem_limit": self._budget, "arena_extend_strategy": "kSameAsRequested"}
+            load_beside()
+            # TF32 would round to ten bits what a pack says is computed in FP32.
+            settings = {"gpu_mem_limit": self._budget, "arena_extend_strategy": "kSameAsRequested", "use_tf32": 0}
         try:
             session = onnxruntime.InferenceSession(
                 graph, options, providers=[(self._provider, settings)], enable_fallback=0
             )
-            return OnnxRuntimeCudaEngine(session, title, precision, self._name, self._device)
+            engine = OnnxRuntimeCudaEngine(session, title, precision, self._name, self._device)
         except FAILURES as error:
             raise PackContentError(
                 f"ONNX Runtime can't load {title}: {error}.", "Build the pack again for this software."
             ) from error
+        # Where a library is missing it goes to the CPU, and says so in its log only.
+        if self._provider not in session.get_providers():
+            raise PackContentError(
+                f"ONNX Runtime can't use {self._provider} for {title}: a library or the driver does not answer.",
+                "Install insite[gpu] on a machine with a GPU, and look at it with `nvidia-smi`.",
+            )
+        return engine
 
 
 class OnnxRuntimeCudaEngine(DescribedEngine):

@@ -159,6 +159,11 @@ class TensorRtEngine(DescribedEngine):
         self._busy = Lock()
         self._engine: Any = engine
         self._context: Any = engine.create_execution_context()
+        if self._context is None:
+            raise EngineFileError(
+                f"{served.runtime} has no room on the GPU to run {served.title}.",
+                "Free the GPU, or serve fewer packs on it.",
+            )
         self._cuda = cuda
         names = [engine.get_tensor_name(position) for position in range(engine.num_io_tensors)]
         ins = library.TensorIOMode.INPUT

@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from appliance.domain.engine_file import EngineHost, EngineRefusal
 from appliance.domain.errors import EngineFileError, PackContentError, SignatureError
 from appliance.domain.gpu import GpuState
 from appliance.governance.installing import prepare_folder
-from appliance.inference.cuda import CudaRuntime, DeviceArray
-from appliance.inference.engine_build import SUFFIX, BuildPlan, build_engine
+from appliance.inference.cuda import CudaRuntime, DeviceArray, _loaded, load_beside
+from appliance.inference.engine_build import PORTABLE, SUFFIX, BuildPlan, build_engine
 from appliance.inference.engine_store import EngineStore
 from appliance.inference.engine_trial import try_engine
 from appliance.inference.nvml import GpuMonitor
@@ -97,6 +98,8 @@ class TestTensorRtRtxOnItsGpu(EngineContract):
             state = monitor.state()
             if state is None:
                 pytest.skip(f"no GPU: {monitor.problem}")
+            if state.compute_capability not in PORTABLE:
+                pytest.skip(f"TensorRT for RTX does not compile for this GPU's {state.compute_capability}")
             store = EngineStore(tmp_path, (), lambda _: None)
             source = hashlib.sha256(GRAPH).hexdigest()
             build_engine(GRAPH, store.place_for(source, SUFFIX), BuildPlan("fp32", (state.compute_capability,)))
@@ -132,14 +135,44 @@ def test_bound_features_are_taken_as_they_are() -> None:
 
 def test_without_cuda_the_sentence_says_so() -> None:
     """ONNX Runtime for the CPU has no CUDA provider."""
-    import onnxruntime  # noqa: PLC0415 - only here
-
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this machine has CUDA")
     with pytest.raises(PackContentError, match="no CUDAExecutionProvider"):
         OnnxRuntimeCuda(1 << 30).load(GRAPH, title="encoder.onnx", precision="fp32")
     with pytest.raises(EngineFileError, match="no CUDA runtime library"):
         CudaRuntime(("libnothing.so.1",))
+
+
+def test_a_session_that_went_to_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a library of CUDA's is missing ONNX Runtime takes the CPU and says nothing; that is no GPU's runtime."""
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda graph, *_, **__: session(graph, providers=["CPUExecutionProvider"])
+    )
+    with pytest.raises(PackContentError, match=r"can't use CUDAExecutionProvider for encoder\.onnx"):
+        OnnxRuntimeCuda(1 << 30).load(GRAPH, title="encoder.onnx", precision="fp32")
+
+
+def test_cuda_is_found_in_the_wheels_of_its_maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No loader looks where wheels put libraries; one that is damaged is passed over."""
+    for folder in ("cu12", "cu13"):
+        (tmp_path / "nvidia" / folder / "lib").mkdir(parents=True)
+    (tmp_path / "nvidia" / "cu12" / "lib" / "libinsite.so.1").write_bytes(b"no library")
+    (tmp_path / "nvidia" / "cu13" / "lib" / "libinsite.so.1").symlink_to(np._core._multiarray_umath.__file__)
+    monkeypatch.syspath_prepend(tmp_path)
+    load_beside(("libinsite.so.1", "libnothing.so.1"))
+    assert hasattr(_loaded(("libnothing.so.1", "libinsite.so.1")), "PyInit__multiarray_umath")
+    with pytest.raises(EngineFileError, match="no CUDA runtime library"):
+        _loaded(("libnothing.so.1",))
+
+
+def test_an_engine_without_room_to_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library gives no context where the GPU's memory is taken meanwhile."""
+    fake_engine(tmp_path, GRAPH)
+    monkeypatch.setattr("tests.fakes.fake_gpu._Engine.create_execution_context", lambda _: None)
+    with pytest.raises(EngineFileError, match="no room on the GPU"):
+        tensorrt(tmp_path)[0].load(GRAPH, title="encoder.onnx", precision="fp32")
 
 
 @pytest.mark.parametrize(

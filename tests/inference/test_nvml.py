@@ -68,10 +68,12 @@ def test_what_a_gpu_cannot_say_is_left_out() -> None:
     [
         (FakeNvml(driver_missing=True), "no NVIDIA driver answers"),
         (FakeNvml(count=0), "knows no GPU 0"),
+        (FakeNvml(silent=frozenset({"nvmlDeviceGetHandleByIndex"})), "does not answer"),
+        (FakeNvml(silent=frozenset({"nvmlDeviceGetCount"})), "does not answer"),
     ],
 )
 def test_without_a_gpu_there_is_nothing_to_see(library: Any, problem: str) -> None:
-    """No driver and no device are states, not errors; the reason is kept."""
+    """No driver, no device, one that is lost: states, not errors; the reason is kept."""
     with GpuMonitor(library=library) as monitor:
         assert monitor.state() is None
         assert problem in monitor.problem
