@@ -22,12 +22,17 @@ class Ensemble(nn.Module):
         self.width = sum(member.encoder.architecture.embedding for member in members)
 
     def forward(self, image: Tensor) -> Outputs:
-        """UINT8 [N, 1, 512, 512] to the members' mean logits and joined embeddings [N, width]."""
+        """UINT8 [N, 1, 512, 512] to the members' mean logits and joined embeddings [N, width].
+
+        Lungs come in the resolution of the coarsest member.
+        """
         said = [member(image) for member in self.members]
+        side = min(each.lungs.shape[-1] for each in said)
+        lungs = [nn.functional.adaptive_avg_pool2d(each.lungs, side) for each in said]
         return Outputs(
             torch.stack([each.adult for each in said]).mean(dim=0),
             torch.stack([each.paediatric for each in said]).mean(dim=0),
-            torch.stack([each.lungs for each in said]).mean(dim=0),
+            torch.stack(lungs).mean(dim=0),
             torch.cat([each.embedding for each in said], dim=1),
         )
 
