@@ -174,7 +174,8 @@ def _steps(section: TeacherSection | StudentSection) -> str:
     counts = (section.steps, section.settling_steps, section.finishing_steps)
     names = ("with full augmentation", "with less", "of the lung decoder alone")
     parts = [f"{count} {name}" for count, name in zip(counts, names, strict=True) if count]
-    return f"{section.architecture}: steps of {section.batch} images, {', '.join(parts)}"
+    often = f", trained {section.trainings} times" if section.trainings > 1 else ""
+    return f"{section.architecture}{often}: steps of {section.batch} images, {', '.join(parts)}"
 
 
 def _table(table: dict[str, Any]) -> list[str]:

@@ -28,7 +28,11 @@ from export.sources import SOURCES, foundation_sources, notice, refuse_claim
 from export.tasks import GUARD, NOT_FOR_DIAGNOSIS, TaskText, task_texts
 
 ENCODER_FILES = {"fp32": "encoder.onnx", "int8": "encoder.int8.onnx", "fp16": "encoder.fp16.onnx"}
-RUNTIMES = {"fp32": ("onnxruntime-cpu",), "int8": ("onnxruntime-cpu",), "fp16": ("tensorrt-rtx", "tensorrt")}
+RUNTIMES = {
+    "fp32": ("onnxruntime-cuda", "onnxruntime-cpu"),
+    "int8": ("onnxruntime-cpu",),
+    "fp16": ("tensorrt-rtx", "tensorrt", "onnxruntime-cuda"),
+}
 """Half precision is for GPUs: engines are built from it; a CPU would compute it in FP32 after all."""
 PASSED = "pass"
 REPORTS = ("gate-report.json", "gate-report.html")

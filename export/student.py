@@ -73,9 +73,6 @@ _EFFICIENT_NETS = {
     "efficientnet_lite2": Architecture(
         "efficientnet_lite2", 32, (16, 24, 48, 88, 120, 208, 352), (1, 3, 3, 4, 4, 5, 1), 1280
     ),
-    "efficientnet_lite0_512": Architecture(
-        "efficientnet_lite0_512", 32, (16, 24, 40, 80, 112, 192, 320), (1, 2, 2, 3, 3, 4, 1), 1280, shrink=1
-    ),
     "narrow": Architecture("narrow", 8, (8, 8, 8, 16, 16, 16, 32), (1, 1, 1, 1, 1, 1, 1), 32, shrink=8),
 }
 """`narrow` exists for tests: it has no published weights and learns nothing worth keeping."""

@@ -67,6 +67,7 @@ settling_strength = 0.4
 settling_rate = 0.5
 settling_nih_share = 0.5
 finishing_steps = 1
+trainings = 2
 
 [student]
 architecture = "narrow"
