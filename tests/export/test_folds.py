@@ -113,7 +113,7 @@ def test_the_command_compares_recipe_change_and_trivial_classifier(
     assert [each["of"] for each in result["figures"] if each["measure"] == "all"] == named
     assert [each["of"] for each in result["figures"] if each["difference"] is None] == ["recipe"] * 3
     trained = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert len(trained) == 2 * (3 + 2)  # in each fold the teachers once, one of them by two trainings; the student twice
+    assert len(trained) == 2 * (3 + 2)  # in each fold three trainings of teachers and two of students
     again = CliRunner().invoke(app, command)
     assert "student, 2 folds: 14 images of 14 NIH adults" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == trained
