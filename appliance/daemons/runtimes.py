@@ -16,7 +16,7 @@ from appliance.domain.manifest import VerifiedPack
 from appliance.inference.cpus import run_threads
 from appliance.inference.cuda import Cuda, CudaRuntime
 from appliance.inference.engine import Runtime
-from appliance.inference.engine_build import SUFFIX, BuildPlan
+from appliance.inference.engine_build import PORTABLE, SUFFIX, BuildPlan
 from appliance.inference.engine_builds import BuildOrder, BuildProgress
 from appliance.inference.engine_file import checked_engine
 from appliance.inference.engine_store import EngineStore
@@ -65,8 +65,11 @@ def runtimes_of(
 
 
 def orders_for(pack: VerifiedPack, store: EngineStore, host: EngineHost) -> Iterator[BuildOrder]:
-    """The engines of TensorRT for RTX that a pack asks for and this GPU lacks: none, outdated, or damaged."""
-    if host.compute_capability is None or host.version(TENSORRT_RTX) is None:
+    """The engines of TensorRT for RTX that a pack asks for and this GPU lacks: none, outdated, or damaged.
+
+    For a GPU that the library does not compile for, none: ONNX Runtime serves it for good.
+    """
+    if host.compute_capability not in PORTABLE or host.version(TENSORRT_RTX) is None:
         return
     for variant in pack.manifest.variants:
         if TENSORRT_RTX in variant.runtimes:

@@ -1,7 +1,8 @@
 """A load of many clients against any server of the protocol, in a process of its own, for `insite bench inference`.
 
 Each client has a connection of its own and one request under way, as a call of its own or in one stream of its own. No
-two requests bring the same image: a counter is written into the first pixels, so that no cache answers.
+two requests bring the same image: a counter is written into the first pixels, so that no cache answers. All else of a
+request is serialised once: what is measured is the server, not how a client makes its messages.
 """
 
 import asyncio
@@ -83,7 +84,9 @@ class Found:
     without_hint: int = 0
 
 
-_Send = Callable[[oip.ModelInferRequest], Awaitable[Any]]
+_Send = Callable[[bytes], Awaitable[Any]]
+"""Sends a serialised `ModelInferRequest`."""
+_SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 class StreamRefusedError(Exception):
@@ -96,9 +99,10 @@ class _Client:
         self._size = load.rows * load.columns
         pixels = np.random.default_rng(number).integers(0, 256, self._size, np.uint8)
         self._pixels = pixels.tobytes()
+        self._others = self._pixels[COUNTER_BYTES:]
         self._number = number << 40
         self._memory: int | None = None
-        self._ready: dict[str, oip.ModelInferRequest] = {}
+        self._ready: dict[str, bytes] = {}
         self.name = f"insite-bench-{os.getpid()}-{number}"
 
     @contextlib.asynccontextmanager
@@ -106,7 +110,7 @@ class _Client:
         """What sends a request over a connection, with the client's region registered where one is used."""
         async with grpc.aio.insecure_channel(self._load.target, options=_OPTIONS) as channel:
             stub: Any = GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
-            send = _in_stream(stub) if self._load.stream else partial(stub.ModelInfer, timeout=ANSWER_SECONDS)
+            send = _in_stream(channel) if self._load.stream else _as_calls(channel)
             if not self._load.shared:
                 yield send
                 return
@@ -128,42 +132,55 @@ class _Client:
             os.close(self._memory)
             Path(path).unlink()
 
-    def requests(self) -> list[oip.ModelInferRequest]:
+    def requests(self) -> list[bytes]:
         """Requests for every model on one new image, or for the model whose turn it is."""
         self._number += not self._load.same_image
         counter = self._number.to_bytes(COUNTER_BYTES, "little")
         models = self._load.models
         if self._load.in_turn:
             models = (models[self._number % len(models)],)
-        if self._memory is None:
-            return [self._request(model, counter) for model in models]
-        os.pwrite(self._memory, counter, 0)
         for model in models:
-            if model not in self._ready:  # only the memory changes from one request to the next
-                self._ready[model] = self._request(model, counter)
+            if model not in self._ready:
+                self._ready[model] = self._request(model)
+        if self._memory is None:
+            return [b"".join((self._ready[model], counter, self._others)) for model in models]
+        os.pwrite(self._memory, counter, 0)
         return [self._ready[model] for model in models]
 
-    def _request(self, model: str, counter: bytes) -> oip.ModelInferRequest:
+    def _request(self, model: str) -> bytes:
+        """All of a request but its pixels, which are the last field of it or lie in shared memory."""
         load = self._load
         request = oip.ModelInferRequest(model_name=model)
         tensor = request.inputs.add(name=load.input_name, datatype="UINT8", shape=[1, 1, load.rows, load.columns])
-        if self._memory is not None:
-            tensor.parameters[REGION].string_param = self.name
-            tensor.parameters[REGION_SIZE].int64_param = self._size
-            tensor.parameters[REGION_OFFSET].int64_param = 0
-        else:
-            request.raw_input_contents.append(counter + self._pixels[COUNTER_BYTES:])
         if load.output_name:
             request.outputs.add(name=load.output_name)
         if load.priority:
             request.parameters["priority"].uint64_param = load.priority
-        return request
+        if self._memory is not None:
+            tensor.parameters[REGION].string_param = self.name
+            tensor.parameters[REGION_SIZE].int64_param = self._size
+            tensor.parameters[REGION_OFFSET].int64_param = 0
+            return bytes(request.SerializeToString())
+        whole = oip.ModelInferRequest(raw_input_contents=[self._pixels]).SerializeToString()
+        return bytes(request.SerializeToString() + whole[: -self._size])
 
 
-def _in_stream(stub: Any) -> _Send:
-    call = stub.ModelStreamInfer()
+def _as_calls(channel: grpc.aio.Channel) -> _Send:
+    call: Any = channel.unary_unary(
+        f"/{_SERVICE}/ModelInfer", request_serializer=None, response_deserializer=oip.ModelInferResponse.FromString
+    )
+    return partial(call, timeout=ANSWER_SECONDS)
 
-    async def send(request: oip.ModelInferRequest) -> Any:
+
+def _in_stream(channel: grpc.aio.Channel) -> _Send:
+    open_stream: Any = channel.stream_stream(
+        f"/{_SERVICE}/ModelStreamInfer",
+        request_serializer=None,
+        response_deserializer=oip.ModelStreamInferResponse.FromString,
+    )
+    call = open_stream()
+
+    async def send(request: bytes) -> Any:
         await call.write(request)
         answer = await call.read()
         if answer.error_message:
@@ -212,7 +229,7 @@ async def _ask(send: _Send, sender: _Client, found: Found) -> None:
         found.milliseconds.append((time.perf_counter() - start) * 1000)
 
 
-async def _one(send: _Send, request: oip.ModelInferRequest, found: Found) -> bool:
+async def _one(send: _Send, request: bytes, found: Found) -> bool:
     try:
         await send(request)
     except StreamRefusedError:

@@ -14,6 +14,13 @@ from appliance.inference.tensors import DTYPES, Array, Tensor
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
+SETTINGS = {
+    "arena_extend_strategy": "kSameAsRequested",
+    "use_tf32": 0,
+    "cudnn_conv_algo_search": "HEURISTIC",
+}
+"""TF32 would round to ten bits what a pack says is computed in FP32. Trying every algorithm of cuDNN, as is the
+default, holds a request up for a second or more whenever a batch is of a new size (docs/adr/0021-…)."""
 
 
 class OrtTensor:
@@ -65,8 +72,7 @@ class OnnxRuntimeCuda:
         settings: dict[str, Any] = {}
         if self._provider == PROVIDER:
             load_beside()
-            # TF32 would round to ten bits what a pack says is computed in FP32.
-            settings = {"gpu_mem_limit": self._budget, "arena_extend_strategy": "kSameAsRequested", "use_tf32": 0}
+            settings = {"gpu_mem_limit": self._budget, **SETTINGS}
         try:
             session = onnxruntime.InferenceSession(
                 graph, options, providers=[(self._provider, settings)], enable_fallback=0
