@@ -86,6 +86,11 @@ class Lanes:
         with self._guard:
             self._batch_done.wait_for(lambda: not self._queue.holds(key) and not self._is_under_way(key))
 
+    def forget(self, key: Hashable) -> None:
+        """Drain a key, and forget how its asks are put together."""
+        self.drain(key)
+        self.set_batching(key, None)
+
     def close(self) -> None:
         """Run what waits, take nothing new, end the threads."""
         with self._guard:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.domain.errors import (
-    InferenceError,
     InferenceUnavailableError,
     InvalidTensorError,
     PackContentError,
@@ -23,6 +22,7 @@ from appliance.domain.errors import (
 from appliance.domain.findings import ModelProvenance
 from appliance.domain.manifest import TensorSpec, VerifiedPack
 from appliance.domain.ports import Answer, ServedModel
+from appliance.inference.asking import Settle, Urgency, Wanted
 from appliance.inference.cpus import run_threads
 from appliance.inference.engine import Runtime
 from appliance.inference.lanes import Lanes
@@ -30,15 +30,11 @@ from appliance.inference.latency import batching_from, latency_table
 from appliance.inference.loaded_pack import LoadedPack, choices_of, tensor_of_input
 from appliance.inference.onnxruntime_cpu import OnnxRuntimeCpu
 from appliance.inference.question import Question, content_digests
-from appliance.inference.scheduler import Ask, Batching, Priority, QueueLimits
+from appliance.inference.scheduler import Ask, Batching, QueueLimits
 from appliance.inference.shadow import ShadowComparison
+from appliance.inference.shadows import Shadows
 from appliance.inference.statistics import Statistics
 from appliance.inference.tensors import Array, check_input, described
-
-SHADOW_WAITS_FROM = 16
-"""Images in the queue from which on nothing is answered in shadow as well."""
-
-Settle = Callable[[Answer | None, BaseException | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +46,6 @@ class ModelDescription:
     outputs: tuple[TensorSpec, ...]
     runtime: str
     provenance: ModelProvenance
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a caller asks for: a model, in a release (empty: whichever is served), some of its outputs (empty: all)."""
-
-    model: str
-    version: str = ""
-    outputs: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Urgency:
-    """How a caller wants to be served: its class, and the seconds it will wait (None: as long as it takes)."""
-
-    priority: Priority = Priority.ROUTINE
-    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +85,12 @@ class PackRunner:
         self._runtimes = tuple(runtimes) if runtimes is not None else (OnnxRuntimeCpu(threads or run_threads()),)
         self._clock = clock
         self._packs: dict[str, LoadedPack] = {}
-        self._shadows: dict[str, LoadedPack] = {}
         self._coming: frozenset[str] = frozenset()
         self.differences = ShadowComparison()
         self._swapping = Lock()
         self.statistics = Statistics()
         self._lanes = Lanes(limits or QueueLimits(), self._work, self._give_up, clock)
+        self._shadows = Shadows(self._lanes)
         try:
             for pack in packs:
                 self.add(pack)
@@ -205,10 +184,10 @@ class PackRunner:
     def close(self) -> None:
         """Answer who waits, then let all packs go."""
         self._lanes.close()
-        packs, self._packs = [*self._packs.values(), *self._shadows.values()], {}
-        self._shadows = {}
-        for pack in packs:
+        packs, self._packs = self._packs, {}
+        for pack in packs.values():
             pack.close()
+        self._shadows.close()
 
     def infer(self, model: str, image: NDArray[np.uint8]) -> Answer:
         """Run one model on one image; see `Inference.infer`."""
@@ -237,8 +216,8 @@ class PackRunner:
             UnknownModelError, InvalidTensorError, OverloadedError, DeadlineError: As their names say; `settle` is not
                 called then.
         """
-        shadow = self._shadows.get(wanted.model.partition(".")[0])
-        if shadow is None or not self._fits_in_shadow(shadow, wanted.model, urgency):
+        shadow = self._shadows.able(wanted, urgency)
+        if shadow is None:
             return self._queue(wanted, tensors, settle, urgency)
         if not wanted.outputs:  # the shadow may have tasks that ours has not
             described = self.describe(wanted.model, wanted.version)
@@ -246,7 +225,7 @@ class PackRunner:
         settle, unseen = self.differences.pair(wanted.model, settle)
         # The served question first: its shadow must take neither its turn nor the last place of the queue.
         ask = self._queue(wanted, tensors, settle, urgency)
-        self._in_shadow(shadow, wanted, tensors, unseen)
+        self._shadows.ask(shadow, wanted, tensors, unseen)
         return ask
 
     def _queue(self, wanted: Wanted, tensors: Mapping[str, Array], settle: Settle, urgency: Urgency | None) -> Ask:
@@ -277,22 +256,15 @@ class PackRunner:
 
     def adopt_shadow(self, other: "PackRunner", name: str) -> None:
         """Let a pack that another runner loaded answer unseen what ours of the same name answers."""
-        pack = other.give(name)
-        self.drop_shadow(name)
-        self._lanes.set_batching(pack, pack.batching)
-        self._shadows = {**self._shadows, name: pack}
+        self._shadows.adopt(other.give(name))
 
     def drop_shadow(self, name: str) -> None:
         """End the shadow of a pack; none is no error."""
-        with self._swapping:
-            gone = self._shadows.get(name)
-            self._shadows = {each: pack for each, pack in self._shadows.items() if each != name}
-        if gone is not None:
-            self._retire(gone)
+        self._shadows.drop(name)
 
     def shadows(self) -> Sequence[ModelProvenance]:
         """The packs that answer in shadow."""
-        return tuple(pack.provenance for pack in self._shadows.values())
+        return self._shadows.provenances()
 
     def cancel(self, ask: Ask) -> bool:
         """Take a question back; False when it is being answered or is answered."""
@@ -342,30 +314,8 @@ class PackRunner:
             )
         return LoadedPack(pack, wanted[0], self._clock)
 
-    def _fits_in_shadow(self, shadow: LoadedPack, model: str, urgency: Urgency | None) -> bool:
-        """Whether a shadow may answer too: never work of the background, never while much waits."""
-        background = urgency is not None and urgency.priority is Priority.BACKGROUND
-        known = model.partition(".")[2] in shadow.models
-        return known and not background and self._lanes.waiting_images <= SHADOW_WAITS_FROM
-
-    def _in_shadow(self, shadow: LoadedPack, wanted: Wanted, tensors: Mapping[str, Array], unseen: Settle) -> None:
-        images = tensors.get(shadow.manifest.input.name)
-        try:
-            if images is None:
-                raise InvalidTensorError("The shadow takes another input.")
-            check_input(tensor_of_input(shadow.manifest.input), images)
-            sources = shadow.sources(wanted.model.partition(".")[2], wanted.outputs)
-            question = Question(sources, images, unseen, name=f"{wanted.model}@shadow")
-            with self._swapping:
-                if self._shadows.get(shadow.manifest.name) is shadow:
-                    digests = content_digests(images)
-                    self._lanes.submit(Ask(shadow, digests, Priority.BACKGROUND, None, question, shadow.place))
-        except InferenceError as error:
-            unseen(None, error)
-
     def _retire(self, pack: LoadedPack) -> None:
-        self._lanes.drain(pack)
-        self._lanes.set_batching(pack, None)
+        self._lanes.forget(pack)
         pack.close()
 
     def _find(self, model: str, version: str) -> tuple[LoadedPack, str]:

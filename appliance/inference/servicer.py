@@ -15,6 +15,7 @@ from appliance.domain.errors import (
     UnknownModelError,
 )
 from appliance.domain.ports import Answer
+from appliance.inference.asking import Urgency, Wanted
 from appliance.inference.converters import (
     arrays_from_request,
     check_outputs,
@@ -26,7 +27,7 @@ from appliance.inference.generated import open_inference_pb2 as oip
 from appliance.inference.generated.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from appliance.inference.question import Timing
 from appliance.inference.repository import Repository
-from appliance.inference.runner import PackRunner, Urgency, Wanted
+from appliance.inference.runner import PackRunner
 from appliance.inference.scheduler import Ask
 from appliance.inference.shared_memory import Region, SharedRegions
 from appliance.inference.statistics import Duration, ModelCounts

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from appliance.domain.errors import InferenceError, InvalidTensorError, UnknownModelError
 from appliance.domain.manifest import VerifiedPack
 from appliance.domain.ports import Answer
+from appliance.inference.asking import Wanted
 from appliance.inference.loaded_pack import LoadedPack
 from appliance.inference.question import Question, content_digests
-from appliance.inference.runner import PackRunner, Wanted
+from appliance.inference.runner import PackRunner
 from appliance.inference.tensors import Array
 from tests.fakes.tiny_pack import bright_picture, tiny_verified
 from tests.fakes.watched_runtime import Outputs, Watch, WatchedRuntime

@@ -18,9 +18,10 @@ from appliance.domain.errors import (
     UnknownModelError,
 )
 from appliance.domain.manifest import EncoderVariant, TensorSpec, VerifiedPack
+from appliance.inference.asking import Wanted
 from appliance.inference.metrics import metrics_text
 from appliance.inference.question import content_digests
-from appliance.inference.runner import PackRunner, Wanted
+from appliance.inference.runner import PackRunner
 from appliance.inference.scheduler import QueueLimits
 from tests.contracts.inference_contract import InferenceContract
 from tests.fakes.tiny_pack import bright_picture, tiny_verified
