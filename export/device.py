@@ -7,7 +7,7 @@ def training_device() -> torch.device:
     """The GPU that torch can use, or the CPU.
 
     On a GPU this sets cuDNN to its deterministic convolutions, without TF32. Some sums, as of the gradient of
-    interpolated masks, still come in any order there: two equal trainings differ in their last digits.
+    interpolated masks, still come in any order there: equal trainings end near each other, not in the same weights.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")

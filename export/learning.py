@@ -159,9 +159,9 @@ def train(net: nn.Module, core: MultiTaskNet, run: Training, loss_of: Callable[[
     """Train `net` (which holds `core`) in its phases and write the averaged (EMA) state of `core` to `weights`.
 
     Each phase starts from the averaged weights of the one before. A killed run goes on from what its folder holds, and
-    ends in the same weights as one that was not (on a GPU, but for last digits: see `training_device`). What was
-    finished is thrown away only when `weights` is written. A trained net stays where `training_device` says; what is
-    written can be read anywhere.
+    ends in the same weights as one that was not (on a GPU near them: see `training_device`). What was finished is
+    thrown away only when `weights` is written. A trained net stays where `training_device` says; what is written can
+    be read anywhere.
     """
     if not weights.is_file():
         partial = weights.with_suffix(".partial")
