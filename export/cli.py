@@ -102,7 +102,7 @@ def folds_command(
     change: Annotated[
         list[str] | None, typer.Option(help="Compare with `student.steps = 500, …`; may be given several times.")
     ] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of all trainings together.")] = 2,
+    threads: Annotated[int, typer.Option(help="CPU threads of all trainings together, at least one each.")] = 2,
     jobs: Annotated[int, typer.Option(help="Nets that are trained at a time, on a GPU where there is one.")] = 1,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from appliance.domain.errors import SettingsError
 from export.device import training_device
-from export.ensemble import Member, ensemble_from_files
+from export.ensemble import ensemble_from_files
 from export.folds_training import LEFT_OUT, STAGES, Folds, Net, folds_of, nets_of, without
 from export.metrics import Floats
 from export.operating import Labelled, labelled
@@ -56,17 +56,24 @@ def asked_out_of_fold(recipe: Recipe, folds: Folds) -> list[Labelled]:
 
     Where a teacher is trained several times, its trainings answer together, as they teach.
     """
-    return [_asked(recipe, folds, [[net] for net in nets]) for nets in _by_repeat(recipe, folds)]
+    return [_asked(recipe, folds, nets) for nets in _together(recipe, folds)]
 
 
 def teachers_out_of_fold(recipe: Recipe, folds: Folds) -> list[Labelled]:
     """The same of what the students learned from: of all teachers of each student together."""
-    return [_asked(recipe, folds, [net.teachers for net in nets]) for nets in _by_repeat(recipe, folds)]
+    return [
+        _asked(recipe, folds, [[teacher for net in nets for teacher in net.teachers] for nets in students])
+        for students in _together(recipe, folds)
+    ]
 
 
-def _by_repeat(recipe: Recipe, folds: Folds) -> list[list[Net]]:
-    nets = [net for net in nets_of(recipe, folds) if net.training == 0]
-    return [[net for net in nets if net.repeat == repeat] for repeat in range(folds.seeds)]
+def _together(recipe: Recipe, folds: Folds) -> list[list[list[Net]]]:
+    """The trainings of the stage that answer together, by repeat and fold."""
+    nets = nets_of(recipe, folds)
+    return [
+        [[net for net in nets if (net.repeat, net.fold) == (repeat, fold)] for fold in range(folds.count)]
+        for repeat in range(folds.seeds)
+    ]
 
 
 def _asked(recipe: Recipe, folds: Folds, together: list[list[Net]]) -> Labelled:
@@ -74,22 +81,13 @@ def _asked(recipe: Recipe, folds: Folds, together: list[list[Net]]) -> Labelled:
     persons = folds_of(folds.data, folds.count, recipe.pack.seed)
     parts: list[Predictions] = []
     for fold, nets in zip(persons, together, strict=True):
-        members = [member for net in nets for member in _members(net, folds)]
-        ensemble = ensemble_from_files(members).to(training_device())
+        ensemble = ensemble_from_files([net.member(folds) for net in nets]).to(training_device())
         data = without(folds.data, fold)
         parts.append(predict(teacher_says(ensemble, recipe.data.mask_side), data, data.select(split=LEFT_OUT)))
     columns = [[getattr(part, field.name) for part in parts] for field in dataclasses.fields(Predictions)]
     said = Predictions(*(np.concatenate(each) for each in columns))
     everyone = without(folds.data, set().union(*persons))
     return labelled(ADULT, LEFT_OUT, said, everyone, recipe.data.adult_min_age_years)
-
-
-def _members(net: Net, folds: Folds) -> list[Member]:
-    """The net; where it is the first training of the stage that is asked, all of them."""
-    if net.stage != folds.stage:
-        return [net.member(folds)]
-    trainings = range(getattr(net.recipe, net.stage).trainings)
-    return [dataclasses.replace(net, training=training).member(folds) for training in trainings]
 
 
 def trivial_out_of_fold(recipe: Recipe, folds: Folds, radiographs: Path) -> tuple[Floats, NDArray[np.int64]]:

@@ -3,8 +3,11 @@
 import dataclasses
 import hashlib
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +29,7 @@ LEFT_OUT, ASIDE = "left out", "aside"
 """Splits of the fold that is asked, and of the validation images, which nothing here selects."""
 FEWEST = 2
 NEXT = 10_007
-"""Between the seeds of two trainings: far from what teachers, student and phases add to one."""
+"""Between the seeds of two repeats: far from what teachers, student and phases add to one."""
 STAGES = ("teacher", "second_teacher", "student")
 STEPS = {"teacher": "teachers", "second_teacher": "second_teacher", "student": "distil"}
 """The step of `run` that trains each stage."""
@@ -165,16 +168,45 @@ def train_all(recipes: Iterable[Recipe], folds: Folds, say: Callable[[str], None
 
 
 def _train_at_once(due: Mapping[str, Net], folds: Folds, say: Callable[[str], None]) -> None:
-    """Train nets in processes of their own; each opens the pictures itself, and they share the CPU's threads."""
+    """Train nets in processes of their own; each opens the pictures itself, and they share the CPU's threads.
+
+    When one fails, and when this process is interrupted or ends, all end; the next try goes on from their checkpoints.
+
+    Raises:
+        SettingsError: A process was ended from outside, or the GPU's memory was full.
+    """
     threads = max(1, torch.get_num_threads() // folds.jobs)
-    alone = dataclasses.replace(folds, jobs=1)  # without what was opened here
-    with ProcessPoolExecutor(
-        folds.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
-    ) as pool:
-        begun = {pool.submit(_train, net, alone, _quiet): name for name, net in due.items()}
-        for number, done in enumerate(as_completed(begun), start=1):
-            done.result()
-            say(f"{begun[done]}: {number} of {len(begun)}")
+    unopened = dataclasses.replace(folds)
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(folds.jobs, multiprocessing.get_context("spawn"), _begin, (threads,)) as pool:
+        try:
+            begun = {pool.submit(_train, net, unopened, _quiet): name for name, net in due.items()}
+            for number, done in enumerate(as_completed(begun), start=1):
+                done.result()
+                say(f"{begun[done]}: {number} of {len(begun)}")
+        except BaseException as error:  # a pool that is left to itself first trains what is queued
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+                process.join()
+            if isinstance(error, BrokenProcessPool | torch.OutOfMemoryError):
+                raise SettingsError(
+                    f"Of {folds.jobs} nets trained at a time one was ended: {error}", "Give fewer jobs, or free memory."
+                ) from error
+            raise
+
+
+def _begin(threads: int) -> None:
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed tells nobody; its pool's processes would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _quiet(_: str) -> None:

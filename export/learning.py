@@ -59,15 +59,21 @@ class Batch:
 
 def batches(run: "Training", phase: "Phase", seed: int, first: int) -> Iterator[Batch]:
     """Augmented batches of a phase from number `first` on; each depends on seed and number alone, so runs resume."""
-    ready: queue.Queue[Batch | None] = queue.Queue(PREFETCHED_BATCHES)
+    ready: queue.Queue[Batch | Exception | None] = queue.Queue(PREFETCHED_BATCHES)
 
     def fill() -> None:
-        for number in range(first, phase.steps):
-            ready.put(_batch(run, phase, np.random.default_rng((seed, number))))
-        ready.put(None)
+        try:
+            for number in range(first, phase.steps):
+                ready.put(_batch(run, phase, np.random.default_rng((seed, number))))
+        except Exception as error:  # noqa: BLE001 - raised again where it is waited for, which else never ends
+            ready.put(error)
+        else:
+            ready.put(None)
 
     threading.Thread(target=fill, daemon=True).start()
     while (batch := ready.get()) is not None:
+        if isinstance(batch, Exception):
+            raise batch
         yield batch
 
 
@@ -153,8 +159,9 @@ def train(net: nn.Module, core: MultiTaskNet, run: Training, loss_of: Callable[[
     """Train `net` (which holds `core`) in its phases and write the averaged (EMA) state of `core` to `weights`.
 
     Each phase starts from the averaged weights of the one before. A killed run goes on from what its folder holds, and
-    ends in the same weights as one that was not: what was finished is thrown away only when `weights` is written.
-    Both nets end where `training_device` says; what is written can be read anywhere.
+    ends in the same weights as one that was not (on a GPU near them: see `training_device`). What was finished is
+    thrown away only when `weights` is written. A trained net stays where `training_device` says; what is written can
+    be read anywhere.
     """
     if not weights.is_file():
         partial = weights.with_suffix(".partial")

@@ -148,6 +148,10 @@ class RegionExistsError(SharedMemoryError):
     """The name is taken."""
 
 
+class TooManyRegionsError(SharedMemoryError):
+    """As many regions are registered as may be, by all owners together or by this one."""
+
+
 class RegionAccessError(SharedMemoryError):
     """The region belongs to somebody who does not give this daemon the right to it."""
 

@@ -20,7 +20,7 @@ SETTINGS = {
     "cudnn_conv_algo_search": "HEURISTIC",
 }
 """TF32 would round to ten bits what a pack says is computed in FP32. Trying every algorithm of cuDNN, as is the
-default, holds a request up for a second or more whenever a batch is of a new size (docs/adr/0021-…)."""
+default, holds a request up for a second or more whenever a batch is of a new size (ADR 21)."""
 
 
 class OrtTensor:

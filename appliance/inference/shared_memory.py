@@ -22,6 +22,7 @@ from appliance.domain.errors import (
     RegionFullError,
     RegionRangeError,
     SharedMemoryError,
+    TooManyRegionsError,
     UnknownRegionError,
 )
 from appliance.inference.tensors import Array
@@ -30,6 +31,8 @@ FOLDER = Path("/dev/shm")  # noqa: S108 - where shm_open(3) puts regions on Linu
 CAPACITY = 256
 """Regions at a time. Each holds a file descriptor, one more when it takes outputs: together half of the 1,024 that a
 process may usually have, so that clients can't use up those that connections and packs need."""
+OWNER_CAPACITY = 192
+"""Of these, regions whose memory is of one user: a client that forgets to unregister leaves room for others'."""
 LONGEST_KEY = 255
 
 _CHMOD = "Give the daemon's group access: chgrp and chmod the file of the region in /dev/shm."
@@ -50,6 +53,7 @@ class Region:
 class _Open:
     region: Region
     descriptor: int
+    owner: int
     writable: int | None = None
 
 
@@ -86,7 +90,8 @@ class SharedRegions:
         """Open a region under its name, for reading.
 
         Raises:
-            RegionExistsError: The name is taken by another region, or too many are registered.
+            RegionExistsError: The name is taken by another region.
+            TooManyRegionsError: `CAPACITY` are registered, or `OWNER_CAPACITY` of the user who owns this one's memory.
             UnknownRegionError: There is no such memory.
             RegionAccessError: Its owner does not let this daemon read it, or the key is no name of a region.
             RegionRangeError: It is smaller than said.
@@ -95,13 +100,14 @@ class SharedRegions:
         if not name or "/" in name or "\0" in name or name in {".", ".."} or len(name) > LONGEST_KEY:
             raise RegionAccessError(f"The key {region.key!r} is no name of shared memory.", "See shm_open(3).")
         descriptor = self._opened(region, self._folder / name)
-        with self._lock:
-            taken = self._open.get(region.name)
-            if taken is not None or len(self._open) >= CAPACITY:
-                os.close(descriptor)
-                what = f"The region {region.name} is registered already." if taken else f"{CAPACITY} are registered."
-                raise RegionExistsError(what, "Unregister it first.")
-            self._open[region.name] = _Open(region, descriptor)
+        try:
+            opened = _Open(region, descriptor, os.fstat(descriptor).st_uid)
+            with self._lock:
+                self._check_room(opened)
+                self._open[region.name] = opened
+        except BaseException:
+            os.close(descriptor)
+            raise
 
     def unregister(self, name: str) -> None:
         """Forget a region, all for an empty name; one that is not known is no error, as the protocol has it."""
@@ -195,6 +201,17 @@ class SharedRegions:
             os.close(descriptor)
             raise
         return descriptor
+
+    def _check_room(self, new: _Open) -> None:
+        if new.region.name in self._open:
+            raise RegionExistsError(f"The region {new.region.name} is registered already.", "Unregister it first.")
+        if len(self._open) >= CAPACITY:
+            raise TooManyRegionsError(f"{CAPACITY} regions are registered.", "Unregister one first.")
+        if sum(each.owner == new.owner for each in self._open.values()) >= OWNER_CAPACITY:
+            raise TooManyRegionsError(
+                f"{OWNER_CAPACITY} regions of the owner of {new.region.key} (user {new.owner}) are registered.",
+                "Unregister one of them first.",
+            )
 
     def _check_rights(self, region: Region, found: os.stat_result, own: int, group: int, what: str) -> None:
         if found.st_uid == self._user and found.st_mode & own:

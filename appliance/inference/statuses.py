@@ -22,6 +22,7 @@ from appliance.domain.errors import (
     RegionFullError,
     RegionRangeError,
     SignatureError,
+    TooManyRegionsError,
     UnknownModelError,
     UnknownRegionError,
 )
@@ -35,6 +36,7 @@ STATUS_OF_ERROR: tuple[tuple[type[InsiteError], grpc.StatusCode], ...] = (
     (NotOfferedError, grpc.StatusCode.UNIMPLEMENTED),
     (UnknownRegionError, grpc.StatusCode.NOT_FOUND),
     (RegionExistsError, grpc.StatusCode.ALREADY_EXISTS),
+    (TooManyRegionsError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (RegionAccessError, grpc.StatusCode.PERMISSION_DENIED),
     (RegionRangeError, grpc.StatusCode.OUT_OF_RANGE),
     (RegionFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),

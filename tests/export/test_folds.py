@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import multiprocessing
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from appliance.domain.errors import SettingsError
+from appliance.domain.errors import InputError, SettingsError
 from export.artefacts import write_json
 from export.cli import app
 from export.folds import asked_out_of_fold, changed
@@ -222,21 +223,74 @@ def test_each_repeat_is_a_training_of_its_own(prepared: tuple[Recipe, ImageSet],
     assert (first.scores != second.scores).all()
 
 
-def test_many_nets_at_a_time_are_the_same_nets(prepared: tuple[Recipe, ImageSet], tmp_path: Path) -> None:
-    """Trained in processes of their own, a teacher's trainings differ, answer together, and are those of one process.
-
-    One thread in both cases: sums in another order would differ in the last digits.
-    """
-    recipe, data = prepared
-    recipe = changed(recipe, "second_teacher.trainings = 2")
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes in one thread, here and in each process of a pool: sums in another order differ a little."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    alone = answers(recipe, trial(data, tmp_path / "alone"))[0].scores
+    yield
     torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_many_nets_at_a_time_are_the_same_nets(prepared: tuple[Recipe, ImageSet], tmp_path: Path) -> None:
+    """In processes of their own a teacher's trainings differ, answer together, and are those of one process."""
+    recipe, data = prepared
+    recipe = changed(recipe, "second_teacher.trainings = 2")
+    alone = answers(recipe, trial(data, tmp_path / "alone"))[0].scores
     at_once = answers(recipe, dataclasses.replace(trial(data, tmp_path / "at-once"), jobs=2))[0].scores
     np.testing.assert_allclose(at_once, alone, atol=1e-6)
     once = answers(changed(recipe, "second_teacher.trainings = 1"), trial(data, tmp_path / "alone"))[0].scores
     assert (once != alone).all()
     assert len(list((tmp_path / "alone").glob("second_teacher-*"))) == 2 * 2  # the first of them was not done again
-    with pytest.raises(SettingsError, match="trained once"):
-        changed(recipe, "student.trainings = 2")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"), [("student.trainings = 2", "trained once"), ("teacher.trainings = 0", "At least 1")]
+)
+def test_a_teacher_is_trained_at_all_and_a_student_once(
+    prepared: tuple[Recipe, ImageSet], change: str, sentence: str
+) -> None:
+    """Any other number of trainings is refused."""
+    with pytest.raises(SettingsError, match=sentence):
+        changed(prepared[0], change)
+
+
+def test_a_net_that_fails_ends_the_others(prepared: tuple[Recipe, ImageSet], tmp_path: Path) -> None:
+    """What went wrong is told at once, not when all that was queued is trained; no process is left."""
+    recipe, data = prepared
+    unknown = changed(recipe, 'second_teacher.architecture = "unknown"')
+    folds = dataclasses.replace(trial(data, tmp_path), jobs=2, seeds=10)
+    with pytest.raises(InputError, match="No architecture is named 'unknown'"):
+        train_all([unknown, recipe], folds, Silent().say)
+    assert multiprocessing.active_children() == []
+    assert len(list(tmp_path.glob("*/*.safetensors"))) < 40
+
+
+def test_an_interrupted_command_trains_nothing_more(prepared: tuple[Recipe, ImageSet], tmp_path: Path) -> None:
+    """Nets that wait for their turn are given up, and those that are finished are kept."""
+    recipe, data = prepared
+    folds = dataclasses.replace(trial(data, tmp_path), jobs=2, seeds=10)
+
+    def say(text: str) -> None:
+        if ": 1 of " in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_all([recipe], folds, say)
+    assert multiprocessing.active_children() == []
+    assert 1 <= len(list(tmp_path.glob("*/*.safetensors"))) < 40
+
+
+def test_a_process_that_is_killed_is_said(prepared: tuple[Recipe, ImageSet], tmp_path: Path) -> None:
+    """As by the kernel when memory runs out: the sentence says what to do."""
+    recipe, data = prepared
+    folds = dataclasses.replace(trial(data, tmp_path), jobs=2, seeds=10)
+
+    def say(text: str) -> None:
+        if ": 1 of " in text:
+            for process in multiprocessing.active_children():
+                process.kill()
+
+    with pytest.raises(SettingsError, match="Give fewer jobs"):
+        train_all([recipe], folds, say)

@@ -110,3 +110,16 @@ def test_a_killed_training_ends_in_the_same_weights(
         different = [name for name, value in expected.items() if not torch.equal(value, found[name])]
         assert not different, f"killed before event {at}: {different[:3]}"
         assert [path.name for path in folder.iterdir()] == ["teacher.safetensors"]
+
+
+def test_a_batch_that_can_not_be_made_ends_the_training(
+    data: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are made in a thread; what goes wrong there is raised where they are waited for."""
+
+    def broken(*_: object) -> Batch:
+        raise OSError("the pictures are gone")
+
+    monkeypatch.setattr("export.learning._batch", broken)
+    with pytest.raises(OSError, match="the pictures are gone"):
+        trained(data, tmp_path, Reaper())

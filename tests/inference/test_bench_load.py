@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.inference.bench_load import IN_STREAM, Found, Load, run_load
+from appliance.inference.bench_load import COUNTER_BYTES, IN_STREAM, Found, Load, _Client, run_load
+from appliance.inference.generated import open_inference_pb2 as oip
 from appliance.inference.runner import PackRunner
 from appliance.inference.server import InferenceServer
 from appliance.inference.statistics import ModelCounts
@@ -50,6 +51,26 @@ def test_every_request_brings_an_image_of_its_own(
     assert (found.answers, len(found.milliseconds), found.failures) == (6, 6, {})
     counts = counted(runner, 8)["chest-xray.embedding"]
     assert (counts.images, counts.cache_hit.count, counts.cache_miss.count) == (8, 0, 8)
+
+
+def test_a_request_is_what_the_protocol_serialises() -> None:
+    """Put together from parts, it is to the byte what the message gives as a whole; only the counter goes on."""
+    sender = _Client(Load("unix:///nowhere", ("a", "b"), output_name="y", rows=4, columns=300, priority=2), 3)
+    first, second = sender.requests(), sender.requests()
+    for one in first + second:
+        assert oip.ModelInferRequest.FromString(one).SerializeToString(deterministic=True) == one
+    a, b = (oip.ModelInferRequest.FromString(one) for one in first)
+    assert (a.model_name, b.model_name) == ("a", "b")
+    assert (list(a.inputs[0].shape), a.outputs[0].name, a.parameters["priority"].uint64_param) == (
+        [1, 1, 4, 300],
+        "y",
+        2,
+    )
+    assert [len(each) for each in a.raw_input_contents] == [1200]
+    assert a.raw_input_contents == b.raw_input_contents
+    later = oip.ModelInferRequest.FromString(second[0]).raw_input_contents[0]
+    assert later[COUNTER_BYTES:] == a.raw_input_contents[0][COUNTER_BYTES:]
+    assert later[:COUNTER_BYTES] != a.raw_input_contents[0][:COUNTER_BYTES]
 
 
 @pytest.mark.parametrize(("in_turn", "each", "known"), [(True, 4, 0), (False, 8, 8)])

@@ -10,7 +10,7 @@ import pytest
 from appliance.domain.engine_file import EngineHost, EngineRefusal
 from appliance.domain.errors import EngineFileError
 from appliance.inference import engine_build
-from appliance.inference.engine_build import SUFFIX, BuildPlan, build_engine
+from appliance.inference.engine_build import SUFFIX, BuildPlan, _config, bindings, build_engine
 from appliance.inference.engine_file import checked_engine, engine_metadata
 from appliance.packs.open import open_pack
 from tests.fakes.tiny_pack import encoder_graph
@@ -51,6 +51,15 @@ def test_progress_is_told_and_may_stop_the_build(engine: Path) -> None:
     with pytest.raises(EngineFileError, match="could not build"):
         build_engine(TINY, engine, BuildPlan("fp32", ("8.9",)), progress=lambda *_: False)
     assert not engine.exists()
+
+
+def test_full_precision_is_computed_in_full_precision() -> None:
+    """The library's own default would round FP32 to TF32."""
+    trt = bindings()
+    builder = trt.Builder(trt.Logger())
+    assert builder.create_builder_config().get_flag(trt.BuilderFlag.TF32)
+    config = _config(trt, builder, builder.create_network(0), BuildPlan("fp32"))
+    assert not config.get_flag(trt.BuilderFlag.TF32)
 
 
 @pytest.mark.parametrize("graph", [b"", b"no graph", TINY[:-50]], ids=["empty", "foreign", "truncated"])

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from appliance.domain.errors import (
     RegionFullError,
     RegionRangeError,
     SharedMemoryError,
+    TooManyRegionsError,
     UnknownRegionError,
 )
-from appliance.inference.shared_memory import CAPACITY, Region, SharedRegions
+from appliance.inference.shared_memory import CAPACITY, OWNER_CAPACITY, Region, SharedRegions
 
 USER, GROUP = 4321, 8765
 
@@ -162,16 +165,53 @@ def test_memory_that_cannot_be_read_is_said(regions: SharedRegions, monkeypatch:
         regions.read("p", 0, 8)
 
 
-def test_all_regions_together_leave_descriptors_free(regions: SharedRegions, memory: Path) -> None:
+def another_owner(memory: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The key of memory that belongs to another user, though only root could give it away."""
+    theirs = memory.with_name("theirs")
+    shutil.copy(memory, theirs)
+    if os.geteuid() == 0:
+        os.chown(theirs, 1, memory.stat().st_gid)
+    whole, number = os.fstat, theirs.stat().st_ino
+
+    def fstat(descriptor: int) -> os.stat_result:
+        values = list(whole(descriptor))
+        if values[stat.ST_INO] == number:
+            values[stat.ST_UID] += 1
+        return os.stat_result(values)
+
+    monkeypatch.setattr(os, "fstat", fstat)
+    return "/theirs"
+
+
+def test_all_regions_together_leave_descriptors_free(
+    regions: SharedRegions, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As many regions as may be registered, each written to, take at most half of a usual process's descriptors."""
     memory.chmod(0o660)
+    keys = ["/pixels"] * OWNER_CAPACITY + [another_owner(memory, monkeypatch)] * (CAPACITY - OWNER_CAPACITY)
     before = len(list(Path("/proc/self/fd").iterdir()))
-    for number in range(CAPACITY):
-        regions.register(Region(str(number), "/pixels", 0, 64))
+    for number, key in enumerate(keys):
+        regions.register(Region(str(number), key, 0, 64))
         regions.write(str(number), 0, b"x")
-    with pytest.raises(RegionExistsError, match=f"{CAPACITY} are registered"):
+    with pytest.raises(TooManyRegionsError, match=f"{CAPACITY} regions are registered"):
         regions.register(region())
     assert len(list(Path("/proc/self/fd").iterdir())) - before <= 512
+
+
+def test_one_owner_leaves_room_for_others(
+    regions: SharedRegions, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has as many regions as one owner may have is refused; another is not, and a free place can be had again."""
+    theirs = another_owner(memory, monkeypatch)
+    for number in range(OWNER_CAPACITY):
+        regions.register(Region(str(number), "/pixels", 0, 64))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(TooManyRegionsError, match=f"{OWNER_CAPACITY} regions of the owner of /pixels"):
+        regions.register(region())
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    regions.register(region(key=theirs))
+    regions.unregister("0")
+    regions.register(Region("q", "/pixels", 0, 64))
 
 
 def test_what_does_not_fit_takes_no_memory(regions: SharedRegions) -> None:
