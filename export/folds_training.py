@@ -130,7 +130,7 @@ class Net:
 
     def digest(self, folds: Folds) -> str:
         """Of all that goes into it."""
-        section = as_json(self.recipe)[self.stage] | {"trainings": 1}
+        section = {name: value for name, value in as_json(self.recipe)[self.stage].items() if name != "trainings"}
         place = (self.fold, self.training, self.seeded.pack.seed, folds.count, self.recipe.pack.seed)
         made = (self.stage, folds.versions[STEPS[self.stage]], section, as_json(self.recipe)["input"])
         return digest_of_values(made, place, folds.pictures_digest, [net.digest(folds) for net in self.teachers])
@@ -161,7 +161,8 @@ def train_all(recipes: Iterable[Recipe], folds: Folds, say: Callable[[str], None
             say(f"{len(due)} nets to train")
         if folds.jobs == 1:
             for name, net in due.items():
-                say(f"{name}: fold {net.fold + 1} of {folds.count}, repeat {net.repeat + 1} of {folds.seeds}")
+                place = f"training {net.training + 1}, repeat {net.repeat + 1} of {folds.seeds}"
+                say(f"{name}: fold {net.fold + 1} of {folds.count}, {place}")
                 _train(net, folds, say)
         elif due:
             _train_at_once(due, folds, say)

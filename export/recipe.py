@@ -279,6 +279,9 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
     values = dataclasses.asdict(recipe)
     if not recipe.quantise.aware_steps:
         del values["quantise"]["aware_steps"]
+    for section in ("teacher", "second_teacher", "student"):
+        if values[section]["trainings"] == 1:
+            del values[section]["trainings"]
     return {name: value for name, value in values.items() if name not in _OPTIONAL or value}
 
 

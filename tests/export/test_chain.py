@@ -60,6 +60,7 @@ def test_the_report_says_what_it_leaves_open(built: Path) -> None:
     ]  # fmt: skip
     assert all(each["control_mean"] <= each["control_max"] for each in report["figures"]["shortcuts"])
     card = (built / "tiny" / "MODEL_CARD.md").read_text()
+    assert "narrow, trained 2 times: steps of 8 images" in card
     assert all(f"- {sentence}" in card for sentence in report["limits"])
     assert "not judged, too few" in (built / "tiny" / "gate-report.html").read_text()
 

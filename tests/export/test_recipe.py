@@ -106,7 +106,9 @@ def test_teachers_that_do_not_fit_together_are_refused(tiny_recipe: Path, tmp_pa
 
 def test_a_recipe_without_foundation_teachers_has_the_digest_that_it_had(tiny_recipe: Path) -> None:
     """What a recipe leaves out does not change the card's digest of it."""
-    assert not {"foundation", "agglomeration"} & set(as_json(recipe_from_toml(tiny_recipe)))
+    values = as_json(recipe_from_toml(tiny_recipe))
+    assert not {"foundation", "agglomeration"} & set(values)
+    assert [values[name].get("trainings") for name in ("teacher", "second_teacher", "student")] == [None, 2, None]
 
 
 def test_fewer_than_no_steps_of_fine_tuning_are_refused(tiny_recipe: Path, tmp_path: Path) -> None:
