@@ -160,6 +160,7 @@ def _making(recipe: Recipe) -> list[str]:
             "- Augmented against shortcuts: crop, aspect, rotation, shift, mirroring, borders, gamma, contrast, blur, "
             "noise, resampling, JPEG."
         ),
+        *_blanked(recipe),
         (
             f"- {recipe.data.tune_percent} % of the training patients ('tune') chose temperatures, operating points "
             "and guard thresholds. The figures below are of the validation patients: no weight and no "
@@ -167,6 +168,17 @@ def _making(recipe: Recipe) -> list[str]:
         ),
         *([f"- {recipe.provenance.note}"] if recipe.provenance.note else []),
         "- 'Has COVID-19' is a case, not a finding on an image: those images carry no triage label.",
+    ]
+
+
+def _blanked(recipe: Recipe) -> list[str]:
+    if not recipe.student.blanked:
+        return []
+    return [
+        (
+            f"- In {recipe.student.blanked:.0%} of the children's pictures the student saw pieces outside the lungs "
+            "blanked, while its teachers saw the whole: what lies there should not decide."
+        )
     ]
 
 

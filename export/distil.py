@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from appliance.domain.errors import SettingsError
+from export.attribution import PIECES
 from export.device import training_device
 from export.ensemble import Member, ensemble_from_files
 from export.images import ImageSet
@@ -18,6 +19,8 @@ from export.recipe import Recipe, StudentSection
 from export.student import MultiTaskNet, Outputs, architecture_named
 
 WEIGHTS = "student.safetensors"
+HARDLY, BLANKED_PIECES = 0.1, 0.5
+"""A piece with less lung than this lies outside; so many of those are blanked in a picture that is."""
 
 
 class _Projected(nn.Module):
@@ -76,12 +79,32 @@ def distil(
             return supervised_loss(student(batch.image), batch)
         with torch.no_grad():
             advice = expert(batch.image)
-        outputs = student(batch.image)
+            seen = blanked_outside(batch.image, advice.lungs, (batch.paediatric >= 0).flatten(), section.blanked)
+        outputs = student(seen)
         taught = taught_loss(outputs, projected.projection(outputs.embedding), advice, section)
         return supervised_loss(outputs, batch) + taught
 
     run = Training(data, recipe.input, recipe.student, recipe.pack.seed + 1, out, say)
     train(projected, student, run, loss_of, out / WEIGHTS)
+
+
+def blanked_outside(images: Tensor, lungs: Tensor, chosen: Tensor, share: float) -> Tensor:
+    """Blank pieces outside the lungs with the picture's median, as `attribution` does one at a time.
+
+    Args:
+        images: uint8 [N, 1, 512, 512].
+        lungs: Logits of the teachers' outlines [N, 1, h, w].
+        chosen: bool [N]: pictures that may be blanked.
+        share: Of these, how many are; in each, half of the pieces with hardly any lung.
+    """
+    if not share:
+        return images
+    area = functional.adaptive_avg_pool2d(torch.sigmoid(lungs.float()), PIECES)
+    drawn = torch.rand(len(images), 1, 1, 1, device=images.device) < share
+    pieces = (area < HARDLY) & (torch.rand_like(area) < BLANKED_PIECES) & drawn & chosen[:, None, None, None]
+    where = functional.interpolate(pieces.float(), size=images.shape[-2:], mode="nearest") > 0
+    levels = images.flatten(1).median(dim=1).values[:, None, None, None]
+    return torch.where(where, levels, images)
 
 
 def taught_loss(outputs: Outputs, projection: Tensor, advice: Outputs, section: StudentSection) -> Tensor:

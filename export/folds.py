@@ -18,7 +18,7 @@ from export.folds_training import LEFT_OUT, STAGES, Folds, Net, folds_of, nets_o
 from export.metrics import Floats
 from export.operating import Labelled, labelled
 from export.predictions import Predictions, predict, teacher_says
-from export.recipe import Recipe, as_json, check_trainings, section_from_table
+from export.recipe import Recipe, as_json, check_trained, section_from_table
 from export.shortcuts import feature_rows, trivial_scores
 from export.tasks import ADULT
 
@@ -47,7 +47,7 @@ def changed(recipe: Recipe, change: str) -> Recipe:
         for name, table in tables.items()
     }
     result = dataclasses.replace(recipe, **sections)
-    check_trainings(result)
+    check_trained(result)
     return result
 
 

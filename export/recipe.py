@@ -78,13 +78,15 @@ class StudentSection(TeacherSection):
     """How the student is distilled: as a teacher is trained, and the weights of what the teachers say.
 
     With `starts_from_second_teacher` it starts from that teacher's weights, not from published ones: both must be of
-    one architecture.
+    one architecture. In a share `blanked` of children's pictures the student sees pieces outside the lungs blanked,
+    while the teachers see the whole: what lies there should not decide about a child's lungs.
     """
 
     starts_from_second_teacher: bool
     soft_label_weight: float
     feature_weight: float
     soft_mask_weight: float
+    blanked: float = field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +269,7 @@ def recipe_and_bytes(path: Path) -> tuple[Recipe, bytes]:
         agglomeration=_agglomeration(document.get("agglomeration")),
     )
     check_foundation(recipe)
-    check_trainings(recipe)
+    check_trained(recipe)
     if recipe.quantise.aware_steps < 0:
         given = recipe.quantise.aware_steps
         raise SettingsError(f"quantise.aware_steps of the recipe is {given}.", "At least 0, which leaves it out.")
@@ -282,11 +284,13 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
     for section in ("teacher", "second_teacher", "student"):
         if values[section]["trainings"] == 1:
             del values[section]["trainings"]
+    if not recipe.student.blanked:
+        del values["student"]["blanked"]
     return {name: value for name, value in values.items() if name not in _OPTIONAL or value}
 
 
-def check_trainings(recipe: Recipe) -> None:
-    """Refuse a teacher that is never trained, and a student that is trained more than once.
+def check_trained(recipe: Recipe) -> None:
+    """Refuse a teacher that is never trained, a student that is trained more than once, and a share that is none.
 
     Raises:
         SettingsError: Names the section.
@@ -296,6 +300,8 @@ def check_trainings(recipe: Recipe) -> None:
         if given < 1 or (most is not None and given > most):
             bound = "At least 1." if most is None else "A student is trained once."
             raise SettingsError(f"{name}.trainings of the recipe is {given}.", bound)
+    if not 0.0 <= recipe.student.blanked <= 1.0:
+        raise SettingsError(f"student.blanked of the recipe is {recipe.student.blanked}.", "A share, from 0 to 1.")
 
 
 def check_foundation(recipe: Recipe) -> None:

@@ -1,0 +1,60 @@
+"""The student sees some children's pictures with pieces outside the lungs blanked; lungs and adults are left alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from appliance.domain.errors import SettingsError
+from export.distil import blanked_outside
+from export.recipe import as_json, recipe_from_toml
+
+SIDE, CHILDREN = 512, 64
+
+
+def pictures_and_lungs(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random pictures, and teachers who are sure that the lungs are the middle of each."""
+    images = torch.randint(
+        0, 256, (count, 1, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+    lungs = torch.full((count, 1, 128, 128), -9.0)
+    lungs[:, :, 32:96, 32:96] = 9.0
+    return images, lungs
+
+
+def test_only_what_lies_outside_a_childs_lungs_is_blanked() -> None:
+    """Whole pieces take the picture's median, about half of those outside; the lungs and the adults stay."""
+    images, lungs = pictures_and_lungs(CHILDREN + 2)
+    child = torch.arange(CHILDREN + 2) < CHILDREN
+    torch.manual_seed(2)
+    seen = blanked_outside(images, lungs, child, 1.0)
+    assert seen.dtype == torch.uint8
+    assert (seen[CHILDREN:] == images[CHILDREN:]).all()
+    assert (seen[:, :, 128:384, 128:384] == images[:, :, 128:384, 128:384]).all()
+    medians = images.flatten(1).median(dim=1).values
+    corner = seen[:CHILDREN, 0, :64, :64].flatten(1)
+    blank = (corner == medians[:CHILDREN, None]).all(dim=1)
+    assert ((corner == images[:CHILDREN, 0, :64, :64].flatten(1)).all(dim=1) | blank).all()
+    assert 0.3 < blank.float().mean() < 0.7
+
+
+def test_a_share_of_the_pictures_is_blanked_and_none_without() -> None:
+    """The share counts pictures; at 0 the batch is the same object, so that recipes without it learn as they did."""
+    images, lungs = pictures_and_lungs(CHILDREN)
+    children = torch.ones(CHILDREN, dtype=torch.bool)
+    torch.manual_seed(3)
+    changed = (blanked_outside(images, lungs, children, 0.5) != images).flatten(1).any(dim=1)
+    assert 0.3 < changed.float().mean() < 0.7
+    assert blanked_outside(images, lungs, children, 0.0) is images
+
+
+def test_the_key_may_be_left_out(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Without it no digest changes; what is no share is refused."""
+    assert "blanked" not in as_json(recipe_from_toml(tiny_recipe))["student"]
+    before = "soft_mask_weight = 0.5\n"
+    path = tmp_path / "recipe.toml"
+    path.write_text(tiny_recipe.read_text().replace(before, f"{before}blanked = 0.25\n"))
+    assert as_json(recipe_from_toml(path))["student"]["blanked"] == 0.25
+    path.write_text(tiny_recipe.read_text().replace(before, f"{before}blanked = 1.5\n"))
+    with pytest.raises(SettingsError, match=r"student\.blanked of the recipe is 1\.5"):
+        recipe_from_toml(path)
