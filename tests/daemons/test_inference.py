@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,12 +116,21 @@ def test_without_a_usable_pack_it_still_answers_and_says_why(tmp_path: Path, pac
 def test_its_metrics_are_answered_on_a_socket_of_their_own(tmp_path: Path) -> None:
     """What was served is counted under Triton's names, for whoever may look into the run folder."""
     settings = settings_for(tmp_path, tiny_pack(tmp_path / "packs"))
-    with running(settings) as client, socket.socket(socket.AF_UNIX) as scrape:
+    counted = 'nv_inference_request_success{model="chest-xray.guard",version="1"} 1'
+    with running(settings) as client:
         client.infer("chest-xray.guard", bright_picture())
+        end = time.monotonic() + 30
+        while counted not in scraped(settings):  # who asked is told first, then it is counted
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def scraped(settings: Settings) -> str:
+    """What the daemon's metrics say now."""
+    with socket.socket(socket.AF_UNIX) as scrape:
         scrape.connect(str(settings.state / "run" / "inference-metrics.sock"))
         scrape.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        said = scrape.makefile("rb").read().decode()
-    assert 'nv_inference_request_success{model="chest-xray.guard",version="1"} 1' in said
+        return scrape.makefile("rb").read().decode()
 
 
 def test_it_opens_no_network_socket(tmp_path: Path) -> None:
