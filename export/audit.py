@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from export.attribution import CONTROLS, Attribution, attribution
+from export.attribution import CONTROLS, Attribution, attribution, of_runner
 from export.gate_rules import Shortcut
 from export.images import ImageSet
-from export.metrics import auc, bootstrap
+from export.metrics import RESAMPLES, auc, bootstrap
 from export.operating import Labelled, labelled
 from export.predictions import Predictions, predict
 from export.recipe import Recipe
@@ -65,12 +65,12 @@ def audit(subject: Audited) -> Audit:
         figure, row = _matched(subject, task, worst[task], seen[task])
         figures.append(figure)
         rows.append(row)
-    tables = [_trivial_table(rows), _disturbed_table({"undisturbed": plain} | disturbed), _attribution_table(seen)]
+    tables = [_trivial_table(rows), _disturbed_table({"undisturbed": plain} | disturbed), attribution_table(seen)]
     maps = {
         task: {
             "influence": np.round(each.influence, 4).tolist(),
             "lungs": np.round(each.lungs, 3).tolist(),
-            "images": each.images,
+            "images": len(each.patients),
         }
         for task, each in seen.items()
     }
@@ -117,8 +117,9 @@ def _disturbed(subject: Audited) -> dict[str, dict[str, float]]:
 
 
 def _attribution(subject: Audited, task: str) -> Attribution:
-    images = [subject.data.images[subject.said.indices[row]] for row in subject.cases(task).rows]
-    return attribution(subject.runner, task, images, subject.recipe.pack.seed)
+    cases = subject.cases(task)
+    images = [subject.data.images[subject.said.indices[row]] for row in cases.rows]
+    return attribution(of_runner(subject.runner, task), images, cases.patients, subject.recipe.pack.seed)
 
 
 def _area(cases: Labelled) -> float:
@@ -155,7 +156,8 @@ def _disturbed_table(areas: dict[str, dict[str, float]]) -> Table:
     }
 
 
-def _attribution_table(seen: dict[str, Attribution]) -> Table:
+def attribution_table(seen: dict[str, Attribution]) -> Table:
+    """Where the decisions of each task, or of each named net, come from."""
     return {
         "title": "Where decisions come from",
         "columns": [
@@ -165,16 +167,18 @@ def _attribution_table(seen: dict[str, Attribution]) -> Table:
             "lungs' share of the picture",
             "density",
             "density of untrained heads, mean",
+            "beyond their mean [95 %]",
             "their highest",
         ],
         "rows": [
             [
                 task,
-                each.images,
+                len(each.patients),
                 f"{100 * each.inside:.1f} %",
                 f"{100 * each.area:.1f} %",
                 f"{each.density:.2f}",
                 f"{np.mean(each.controls):.2f}",
+                str(each.beyond()),
                 f"{np.max(each.controls):.2f}",
             ]
             for task, each in seen.items()
@@ -183,6 +187,7 @@ def _attribution_table(seen: dict[str, Attribution]) -> Table:
         "change of the logit. Lungs are those that the model itself outlines (none were drawn for adults). Density 1 "
         "would mean that lung counts like any other place, and "
         f"an encoder may look at lungs whatever its head learned: so {CONTROLS} untrained heads, linear with normally "
-        "distributed weights on the same embedding, are asked as well, and the trained head must be above their mean. "
+        "distributed weights on the same embedding, are asked as well, and the trained head must be above their mean; "
+        f"the interval is over {RESAMPLES:,} bootstrap samples of patients and of untrained heads. "
         f"Asked through the head of the task and `{LUNGS}`.",
     }

@@ -12,6 +12,7 @@ from appliance.domain.errors import InsiteError
 from appliance.packs.open import open_pack
 from appliance.packs.signing import PRIVATE_KEY, generate_keys
 from export.artefacts import file_sha256
+from export.audit import TASKS, attribution_table
 from export.bench import as_text, bench
 from export.bench_features import Question, bench_features
 from export.bench_training import Comparison, compare_training, last_result
@@ -21,6 +22,7 @@ from export.line import Line, teachers_of
 from export.progress import Shown, Silent
 from export.ranks import Ranks
 from export.recipe import recipe_from_toml
+from export.tables import as_text as table_as_text
 from export.task_head.make import TaskFiles, make_task
 
 INPUT_ERROR = 2
@@ -116,6 +118,30 @@ def folds_command(
         console.print(f"insite-export: {error}", highlight=False, markup=False)
         raise typer.Exit(INPUT_ERROR) from error
     typer.echo(json.dumps(result, indent=2) if json_output else folds_as_text(result))
+
+
+@app.command("attribution")
+def attribution_command(
+    recipe: Annotated[Path, typer.Argument(help="The pack's recipe.toml.")],
+    data: Annotated[Path, typer.Option(help="Folder with the data sets.")],
+    out: Annotated[Path, typer.Option(help="Folder for artefacts, as for `run`.")],
+    *,
+    task: Annotated[list[str] | None, typer.Option(help="Triage task; may be given several times.")] = None,
+    teachers: Annotated[bool, typer.Option(help="Ask the teachers, too: they take longer.")] = False,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say where the decisions of a trained student come from, on tuning patients; `val` is not looked at."""
+    torch.set_num_threads(threads)
+    console = Console(stderr=True)
+    try:
+        line = Line(recipe, data, out, Shown(console))
+        found = line.attribution(task or TASKS, teachers=teachers)
+    except (InsiteError, OSError) as error:
+        console.print(f"insite-export: {error}", highlight=False, markup=False)
+        raise typer.Exit(INPUT_ERROR) from error
+    table = attribution_table(found)
+    typer.echo(json.dumps(table, indent=2) if json_output else table_as_text(table))
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Any
 
 from appliance.domain.errors import InputError
 from export.artefacts import digest_of_values, file_sha256, run_step
+from export.attribution import Attribution
 from export.calibrate import calibrate
 from export.data import samples_from_csv
 from export.distil import WEIGHTS as STUDENT
@@ -30,6 +31,7 @@ from export.tasks import task_texts
 from export.teach import SECOND, teach_all, weights_in
 from export.to_engine import to_engine
 from export.to_onnx import export_encoder, to_onnx
+from export.tune_attribution import attribution_on_tune
 from export.verify import ENCODERS, Inputs, verify
 
 STEP_VERSIONS = {
@@ -43,7 +45,7 @@ STEP_VERSIONS = {
     "quantise": 5,
     "to_engine": 2,
     "golden": 2,
-    "verify": 4,
+    "verify": 5,
 }
 """Raise one when its step's code makes something else of the same inputs."""
 
@@ -164,6 +166,18 @@ class Line:
         digest = self.prepared()
         trials = Folds(stage, *counts, self._of("data"), digest, root, STEP_VERSIONS, jobs)
         return cross_validate(self.recipe, changes, trials, self.radiographs, self.say)
+
+    def attribution(self, tasks: Sequence[str], *, teachers: bool) -> dict[str, Attribution]:
+        """Where the decisions of the trained student come from on the patients of `tune`; of its teachers, too.
+
+        Raises:
+            InsiteError: Bad data, an unknown task, or nets that are not trained yet.
+        """
+        self.prepared()
+        nets = {"student": (self.recipe.student.architecture, self._of("distil") / STUDENT)}
+        if teachers:
+            nets |= {f"teacher {number}": member for number, member in enumerate(self._teachers(), start=1)}
+        return attribution_on_tune(self.recipe, self._pictures(), nets, tasks)
 
     def forget(self) -> None:
         """Throw every artefact of this recipe away, finished or not."""

@@ -29,6 +29,14 @@ NAMED_LAYERS = 3
 WITHIN = {ADULT: "NIH, adults", PAEDIATRIC: "Kermany, children of 1 to 5 years"}
 
 
+def as_text(table: Table) -> str:
+    """A table for a terminal: its title, one line a row, its note."""
+    lines = [[str(each) for each in row] for row in (table["columns"], *table["rows"])]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ("  ".join(each.ljust(width) for each, width in zip(row, widths, strict=True)).rstrip() for row in lines)
+    return "\n".join([table["title"], *rows, table["note"]])
+
+
 def triage_table(task: str, cases: Labelled, threshold: float, seed: int) -> Table:
     """AUC, sensitivity and specificity of one task overall and by sex, age and view."""
     rows = [_triage_row("all", cases, threshold, seed)]

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
-from export.attribution import CONTROLS, EMBEDDING, PIECES, Attribution, attribution
+from export.attribution import CONTROLS, EMBEDDING, PIECES, Attribution, attribution, of_net, of_runner
 from export.runner import Floats, Grey, Outputs
-from export.tasks import ADULT, LUNGS
+from export.student import MultiTaskNet, architecture_named
+from export.tasks import ADULT, LUNGS, PAEDIATRIC
 
 
 class OnePiece:
@@ -41,7 +43,7 @@ def pictures() -> list[Grey]:
 
 def asked(model: OnePiece, seed: int = 0) -> Attribution:
     """What three pictures tell about a model."""
-    return attribution(model, ADULT, pictures(), seed)  # type: ignore[arg-type]
+    return attribution(of_runner(model, ADULT), pictures(), ("a", "b", "b"), seed)  # type: ignore[arg-type]
 
 
 def test_influence_lies_where_the_model_looks() -> None:
@@ -71,3 +73,25 @@ def test_the_same_seed_draws_the_same_heads() -> None:
     """The control is measured again by the same recipe; another seed draws other heads."""
     assert asked(OnePiece(2, 1)).controls == asked(OnePiece(2, 1)).controls
     assert asked(OnePiece(2, 1)).controls != asked(OnePiece(2, 1), seed=1).controls
+
+
+def test_the_figure_beyond_untrained_heads_has_an_interval() -> None:
+    """It says how sure the sign is: a head that looks at lungs alone is beyond them, one that looks beside is not."""
+    inside, beside = asked(OnePiece(2, 1)).beyond(), asked(OnePiece(2, 6)).beyond()
+    assert 0.0 < inside.low < inside.value < inside.high
+    assert beside.low < beside.value < beside.high < 0.0
+    assert asked(OnePiece(2, 1)).beyond() == inside
+
+
+def test_a_net_is_asked_for_the_head_of_the_task() -> None:
+    """Each task's logits are its own head's, the embedding is the encoder's, lungs come in the asked resolution."""
+    torch.manual_seed(0)
+    net = MultiTaskNet(architecture_named("narrow")).eval()
+    images = np.stack([np.full((1, 512, 512), level, np.uint8) for level in (10, 200)])
+    with torch.no_grad():
+        said = net(torch.from_numpy(images))
+    adult, child = of_net(net, ADULT, 64)(images), of_net(net, PAEDIATRIC, 64)(images)
+    np.testing.assert_allclose(adult.logits, said.adult[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(child.logits, said.paediatric[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(adult.embedding, said.embedding, rtol=1e-5)
+    assert adult.lungs.shape == (2, 64, 64)

@@ -76,6 +76,36 @@ def test_finished_steps_are_not_done_again(built: Path, tiny_data: Path, tiny_re
     assert json.dumps(read_json(built / "tiny" / "manifest.json")) == digest
 
 
+def test_a_trained_student_tells_where_its_decisions_come_from(
+    built: Path, tiny_data: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """The command asks about tuning patients alone; before the student is trained it says what to do first."""
+    command = ["attribution", str(tiny_recipe), "--data", str(tiny_data), "--out"]
+    printed = CliRunner().invoke(app, [*command, str(built), "--teachers", "--json"])
+    assert printed.exit_code == 0, printed.output
+    samples = image_set(built / "tiny.steps" / "data").samples
+    children = sum(each.split == "tune" and each.paediatric is not None for each in samples)
+    rows = json.loads(printed.stdout)["rows"]
+    assert [row[0] for row in rows] == [
+        f"{net}, {task}"
+        for net in ("student", "teacher 1", "teacher 2", "teacher 3")
+        for task in ("adult-triage", "paediatric-pneumonia")
+    ]
+    assert rows[1][1] == children > 0
+    task = ["--task", "paediatric-pneumonia"]
+    table = CliRunner().invoke(app, [*command, str(built), *task])
+    assert table.exit_code == 0, table.output
+    lines = table.stdout.splitlines()
+    assert lines[0] == "Where decisions come from"
+    assert lines[2].split()[:3] == ["student,", "paediatric-pneumonia", str(children)]
+    early = CliRunner().invoke(app, [*command, str(tmp_path), *task])
+    assert early.exit_code == 2
+    assert "Train it first" in early.stderr.replace("\n", " ")
+    wrong = CliRunner().invoke(app, [*command, str(built), "--task", "lungs"])
+    assert wrong.exit_code == 2
+    assert "no triage task lungs" in wrong.stderr.replace("\n", " ")
+
+
 def test_the_same_parts_make_the_same_pack(built: Path, tiny_recipe: Path, tmp_path: Path) -> None:
     """Packing twice gives one digest: no time, path or random number is in the manifest."""
     steps, key = built / "tiny.steps", built / "keys" / PRIVATE_KEY
