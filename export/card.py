@@ -172,14 +172,18 @@ def _making(recipe: Recipe) -> list[str]:
 
 
 def _blanked(recipe: Recipe) -> list[str]:
-    if not recipe.student.blanked:
-        return []
-    return [
-        (
-            f"- In {recipe.student.blanked:.0%} of the children's pictures the student saw pieces outside the lungs "
+    student, lines = recipe.student, []
+    if student.blanked:
+        lines.append(
+            f"- In {student.blanked:.0%} of the children's pictures the student saw pieces outside the lungs "
             "blanked, while its teachers saw the whole: what lies there should not decide."
         )
-    ]
+    if student.occluded:
+        lines.append(
+            f"- In {student.occluded:.0%} of the children's pictures a few pieces, lungs too, were blanked for student "
+            "and teachers alike."
+        )
+    return lines
 
 
 def _steps(section: TeacherSection | StudentSection) -> str:

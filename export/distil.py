@@ -19,8 +19,10 @@ from export.recipe import Recipe, StudentSection
 from export.student import MultiTaskNet, Outputs, architecture_named
 
 WEIGHTS = "student.safetensors"
-HARDLY, BLANKED_PIECES = 0.1, 0.5
-"""A piece with less lung than this lies outside; so many of those are blanked in a picture that is."""
+HARDLY = 0.1
+"""A piece with less lung than this lies outside."""
+OCCLUDED_MOST = 0.25
+"""The largest share of all pieces that is blanked for teachers and student alike."""
 
 
 class _Projected(nn.Module):
@@ -77,9 +79,11 @@ def distil(
     def loss_of(batch: Batch) -> Tensor:
         if not taught_at_all:
             return supervised_loss(student(batch.image), batch)
+        child = (batch.paediatric >= 0).flatten()
         with torch.no_grad():
-            advice = expert(batch.image)
-            seen = blanked_outside(batch.image, advice.lungs, (batch.paediatric >= 0).flatten(), section.blanked)
+            shown = occluded(batch.image, child, section.occluded)
+            advice = expert(shown)
+            seen = blanked_outside(shown, advice.lungs, child, section.blanked)
         outputs = student(seen)
         taught = taught_loss(outputs, projected.projection(outputs.embedding), advice, section)
         return supervised_loss(outputs, batch) + taught
@@ -88,23 +92,48 @@ def distil(
     train(projected, student, run, loss_of, out / WEIGHTS)
 
 
+def occluded(images: Tensor, chosen: Tensor, share: float) -> Tensor:
+    """Blank pieces anywhere, lungs too, as `attribution` does one at a time: teachers and student see the same.
+
+    The student learns what its teachers say of a picture that lacks a piece of lung.
+
+    Args:
+        images: uint8 [N, 1, 512, 512].
+        chosen: bool [N]: pictures that may be blanked.
+        share: Of these, how many are; in each, a share of all pieces that is drawn evenly up to `OCCLUDED_MOST`.
+    """
+    if not share:
+        return images
+    return _blanked(images, _drawn(images, chosen, share, OCCLUDED_MOST))
+
+
 def blanked_outside(images: Tensor, lungs: Tensor, chosen: Tensor, share: float) -> Tensor:
-    """Blank pieces outside the lungs with the picture's median, as `attribution` does one at a time.
+    """Blank pieces outside the lungs, for the student alone: what lies there should not decide.
 
     Args:
         images: uint8 [N, 1, 512, 512].
         lungs: Logits of the teachers' outlines [N, 1, h, w].
         chosen: bool [N]: pictures that may be blanked.
-        share: Of these, how many are; in each, half of the pieces with hardly any lung.
+        share: Of these, how many are; in each, a share of the pieces with hardly any lung that is drawn evenly: also
+            few, because `attribution` asks about whole pictures.
     """
     if not share:
         return images
     area = functional.adaptive_avg_pool2d(torch.sigmoid(lungs.float()), PIECES)
-    drawn = torch.rand(len(images), 1, 1, 1, device=images.device) < share
-    pieces = (area < HARDLY) & (torch.rand_like(area) < BLANKED_PIECES) & drawn & chosen[:, None, None, None]
+    return _blanked(images, (area < HARDLY) & _drawn(images, chosen, share, 1.0))
+
+
+def _drawn(images: Tensor, chosen: Tensor, share: float, most: float) -> Tensor:
+    """Which pieces are blanked, bool [N, 1, PIECES, PIECES]: of each picture that is, a share up to `most`."""
+    one = (len(images), 1, 1, 1)
+    rate = torch.rand(one, device=images.device) * most * (torch.rand(one, device=images.device) < share)
+    return (torch.rand(len(images), 1, PIECES, PIECES, device=images.device) < rate) & chosen[:, None, None, None]
+
+
+def _blanked(images: Tensor, pieces: Tensor) -> Tensor:
+    """Pictures whose pieces, bool [N, 1, PIECES, PIECES], take the picture's median."""
     where = functional.interpolate(pieces.float(), size=images.shape[-2:], mode="nearest") > 0
-    levels = images.flatten(1).median(dim=1).values[:, None, None, None]
-    return torch.where(where, levels, images)
+    return torch.where(where, images.flatten(1).median(dim=1).values[:, None, None, None], images)
 
 
 def taught_loss(outputs: Outputs, projection: Tensor, advice: Outputs, section: StudentSection) -> Tensor:

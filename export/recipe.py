@@ -16,6 +16,8 @@ NAME = r"[a-z0-9][a-z0-9-]{0,63}"
 """A name that is also a folder's, as in manifests."""
 VALIDATED = Validation.VALIDATED.value
 _OPTIONAL = ("foundation", "agglomeration")
+_SHARES = ("blanked", "occluded")
+"""Of the student's section, left out where they are 0."""
 _TEXTS = (tuple[str, ...], Mapping[str, str])
 
 
@@ -79,7 +81,8 @@ class StudentSection(TeacherSection):
 
     With `starts_from_second_teacher` it starts from that teacher's weights, not from published ones: both must be of
     one architecture. In a share `blanked` of children's pictures the student sees pieces outside the lungs blanked,
-    while the teachers see the whole: what lies there should not decide about a child's lungs.
+    while the teachers see the whole: what lies there should not decide about a child's lungs. In a share `occluded` of
+    them a few pieces anywhere are blanked for the teachers, too.
     """
 
     starts_from_second_teacher: bool
@@ -87,6 +90,7 @@ class StudentSection(TeacherSection):
     feature_weight: float
     soft_mask_weight: float
     blanked: float = field(default=0.0, kw_only=True)
+    occluded: float = field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,8 +288,9 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
     for section in ("teacher", "second_teacher", "student"):
         if values[section]["trainings"] == 1:
             del values[section]["trainings"]
-    if not recipe.student.blanked:
-        del values["student"]["blanked"]
+    for name in _SHARES:
+        if not getattr(recipe.student, name):
+            del values["student"][name]
     return {name: value for name, value in values.items() if name not in _OPTIONAL or value}
 
 
@@ -300,8 +305,10 @@ def check_trained(recipe: Recipe) -> None:
         if given < 1 or (most is not None and given > most):
             bound = "At least 1." if most is None else "A student is trained once."
             raise SettingsError(f"{name}.trainings of the recipe is {given}.", bound)
-    if not 0.0 <= recipe.student.blanked <= 1.0:
-        raise SettingsError(f"student.blanked of the recipe is {recipe.student.blanked}.", "A share, from 0 to 1.")
+    for name in _SHARES:
+        share = getattr(recipe.student, name)
+        if not 0.0 <= share <= 1.0:
+            raise SettingsError(f"student.{name} of the recipe is {share}.", "A share, from 0 to 1.")
 
 
 def check_foundation(recipe: Recipe) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from appliance.domain.errors import SettingsError
-from export.distil import blanked_outside
+from export.distil import OCCLUDED_MOST, PIECES, blanked_outside, occluded
 from export.recipe import as_json, recipe_from_toml
 
 SIDE, CHILDREN = 512, 64
@@ -48,13 +48,47 @@ def test_a_share_of_the_pictures_is_blanked_and_none_without() -> None:
     assert blanked_outside(images, lungs, children, 0.0) is images
 
 
-def test_the_key_may_be_left_out(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_some_pictures_lack_few_pieces_and_many() -> None:
+    """The share of pieces is drawn for each picture: attribution takes one away, and the more are gone, the harder."""
+    images, lungs = pictures_and_lungs(CHILDREN)
+    torch.manual_seed(5)
+    seen = blanked_outside(images, lungs, torch.ones(CHILDREN, dtype=torch.bool), 1.0)
+    gone = share_gone(images, seen) / 0.75  # a quarter of the pieces is lung
+    assert gone.min() < 0.1
+    assert gone.max() > 0.9
+    assert 0.35 < gone.mean() < 0.65
+
+
+def test_few_pieces_are_taken_away_anywhere() -> None:
+    """Lungs too, of children alone, in a share of the pictures; at 0 the batch is the same object."""
+    images, _ = pictures_and_lungs(CHILDREN + 2)
+    child = torch.arange(CHILDREN + 2) < CHILDREN
+    torch.manual_seed(4)
+    seen = occluded(images, child, 0.5)
+    gone = share_gone(images, seen)
+    assert (seen[CHILDREN:] == images[CHILDREN:]).all()
+    assert 0.3 < (gone[:CHILDREN] > 0).float().mean() < 0.7
+    assert gone.max() < OCCLUDED_MOST + 0.15
+    middle = slice(SIDE // 4, 3 * SIDE // 4)
+    assert (seen[..., middle, middle] != images[..., middle, middle]).any()
+    assert occluded(images, child, 0.0) is images
+
+
+def share_gone(images: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """The share of each picture's pieces that differ, [N]."""
+    side = SIDE // PIECES
+    pieces = (images != seen).reshape(len(images), PIECES, side, PIECES, side)
+    return pieces.any(dim=4).any(dim=2).float().mean(dim=(1, 2))
+
+
+@pytest.mark.parametrize("key", ["blanked", "occluded"])
+def test_the_key_may_be_left_out(key: str, tiny_recipe: Path, tmp_path: Path) -> None:
     """Without it no digest changes; what is no share is refused."""
-    assert "blanked" not in as_json(recipe_from_toml(tiny_recipe))["student"]
+    assert key not in as_json(recipe_from_toml(tiny_recipe))["student"]
     before = "soft_mask_weight = 0.5\n"
     path = tmp_path / "recipe.toml"
-    path.write_text(tiny_recipe.read_text().replace(before, f"{before}blanked = 0.25\n"))
-    assert as_json(recipe_from_toml(path))["student"]["blanked"] == 0.25
-    path.write_text(tiny_recipe.read_text().replace(before, f"{before}blanked = 1.5\n"))
-    with pytest.raises(SettingsError, match=r"student\.blanked of the recipe is 1\.5"):
+    path.write_text(tiny_recipe.read_text().replace(before, f"{before}{key} = 0.25\n"))
+    assert as_json(recipe_from_toml(path))["student"][key] == 0.25
+    path.write_text(tiny_recipe.read_text().replace(before, f"{before}{key} = 1.5\n"))
+    with pytest.raises(SettingsError, match=rf"student\.{key} of the recipe is 1\.5"):
         recipe_from_toml(path)
