@@ -196,6 +196,17 @@ def in_memory(*shape: int, name: str = "image", model: str = "chest-xray.guard")
     return message
 
 
+def repeated(*, inputs: int = 1, outputs: int = 0) -> Any:
+    """A good request but for a name that comes again and again."""
+    message = request("chest-xray.lungs")
+    for _ in range(inputs - 1):
+        message.inputs.append(message.inputs[0])
+        message.raw_input_contents.append(message.raw_input_contents[0])
+    for _ in range(outputs):
+        message.outputs.add(name="mask")
+    return message
+
+
 BAD: list[tuple[str, Any, grpc.StatusCode, str]] = [
     ("shape", shaped(1, 1, 8, 8), Code.INVALID_ARGUMENT, r"image is uint8 \[1, 1, 8, 8\]. Expected is image UINT8"),
     ("datatype", shaped(1, 1, 512, 512, datatype="INT8"), Code.INVALID_ARGUMENT, "image is int8"),
@@ -208,6 +219,8 @@ BAD: list[tuple[str, Any, grpc.StatusCode, str]] = [
     ("negative", shaped(-1, 1, 512, 512), Code.INVALID_ARGUMENT, "Lengths of a request are not negative"),
     ("dimensions", shaped(*[1] * 65, content=b"x"), Code.INVALID_ARGUMENT, "image is uint8 of 65 dimensions"),
     ("overflow", shaped(0, 2**62, 2**62, content=b""), Code.INVALID_ARGUMENT, "Expected is image UINT8"),
+    ("an output again", repeated(outputs=200), Code.INVALID_ARGUMENT, "mask is asked for twice. Ask for each output"),
+    ("an input again", repeated(inputs=2), Code.INVALID_ARGUMENT, "brings image, image. Expected is image UINT8"),
     ("no datatype", shaped(1, 1, 512, 512, datatype="BYTES"), Code.INVALID_ARGUMENT, "has the datatype BYTES"),
     ("nobody's memory", in_memory(1, 1, 512, 512, model="nobody"), Code.NOT_FOUND, "model nobody is not served"),
     ("vast memory", in_memory(1 << 40), Code.INVALID_ARGUMENT, r"image is uint8 \[1099511627776\]. Expected"),
