@@ -36,7 +36,7 @@ class PackStatus:
         name: The pack's name; the folder's where the manifest can't be trusted. The fields after it are empty then.
         precision: What it is served in; empty when refused.
         state: `active`, `installed` (another release serves), `shadow` or `refused`.
-        reason: Why it was refused, with the way forward; for an active pack, why a better precision is not served.
+        reason: Why it was refused, with the way forward; for an active pack, why it is not served in a better way.
     """
 
     name: str
@@ -109,7 +109,7 @@ class PackKeeper:
         """Packs that do not serve, with the reason; those that do are listed by the runner, model by model."""
         entries = [
             IndexEntry(status.name, "" if status.release is None else str(status.release), "UNAVAILABLE", status.reason)
-            for status in self._statuses.values()
+            for status in self.statuses()  # a copy: a pack may be loaded meanwhile, in another thread
             if status.state != "active"
         ]
         loading = self._loading
@@ -131,7 +131,7 @@ class PackKeeper:
     def refresh(self, name: str) -> None:
         """Choose anew how a pack is served: an engine of it has become ready, or is ready no more."""
         with self._busy:
-            with suppress(PackError):  # listed as refused; what serves goes on
+            with suppress(PackError):  # listed with its reason; what serves goes on
                 for pack in _of_name(self._installed(), name):
                     if (name, pack.manifest.digest) in self._serving():
                         self._swap(pack, ())
@@ -145,7 +145,9 @@ class PackKeeper:
             if pack_name not in {model.provenance.pack for model in self._runner.served()}:
                 raise UnknownModelError(f"The pack {pack_name} is not served.", "The repository's index lists packs.")
             self._runner.remove(pack_name)
-            self._stand_by(pack_name, "active", "It was unloaded.")
+            self._runner.drop_shadow(pack_name)
+            for state in ("active", "shadow"):
+                self._stand_by(pack_name, state, "It was unloaded.")
             self._write()
         self._changed()
 
@@ -216,7 +218,7 @@ class PackKeeper:
         """Replay a pack beside what serves, then let it take that one's place.
 
         Raises:
-            PackError: It may not serve; it is listed as refused, and what served goes on.
+            PackError: It may not serve; it is listed as refused, unless it serves already, and what served goes on.
         """
         name = pack.manifest.name
         try:
@@ -224,7 +226,7 @@ class PackKeeper:
                 serving = serve_best(pack, trial, self._measured)
                 self._runner.adopt(trial, name)
         except PackError as error:
-            self._note(_listed(pack.manifest, "", "refused", str(error)))
+            self._note_failed(pack.manifest, str(error))
             raise
         self._note_active(pack.manifest, serving)
         self._serves(pack)
@@ -250,6 +252,15 @@ class PackKeeper:
         given_way = " ".join(f"{each.precision} was rejected: {each.reason}" for each in serving.rejected)
         self._stand_by(manifest.name, "active", f"Release {manifest.release} serves.")
         self._note(_listed(manifest, report.provenance.precision, "active", given_way))
+
+    def _note_failed(self, manifest: PackManifest, reason: str) -> None:
+        """List a release as refused; one that serves already stays active, and says why it is not served anew."""
+        listed = self._statuses.get((manifest.name, manifest.release))
+        if listed is None or (manifest.name, manifest.digest) not in self._serving():
+            self._note(_listed(manifest, "", "refused", reason))
+            return
+        self._log.error("pack not served anew", pack=manifest.name, release=manifest.release, reason=reason)
+        self._note(replace(listed, reason=reason))
 
     def _note_problems(self, found: Sequence[VerifiedPack | PackProblem]) -> None:
         for problem in found:

@@ -68,14 +68,20 @@ def arrays_from_request(request: oip.ModelInferRequest, regions: SharedRegions |
 def check_outputs(request: oip.ModelInferRequest, model: Collection[str]) -> None:
     """Refuse a request for outputs that the model has not, before anything is computed.
 
+    An output is asked for once: a few bytes of a request must not make an answer of any size.
+
     Raises:
-        InvalidTensorError: The model has no such output, or one is asked for in a form that is not offered.
+        InvalidTensorError: The model has no such output, or one is asked for twice or in a form that is not offered.
     """
+    asked: set[str] = set()
     for output in request.outputs:
         if output.name not in model:
             raise InvalidTensorError(
                 f"The model {request.model_name} has no output {output.name}.", f"It has {', '.join(model)}."
             )
+        if output.name in asked:
+            raise InvalidTensorError(f"The output {output.name} is asked for twice.", "Ask for each output once.")
+        asked.add(output.name)
         other = sorted(set(output.parameters) - _IN_MEMORY)
         if other:
             raise InvalidTensorError(
@@ -95,7 +101,7 @@ def response_from_outputs(
         regions: Where outputs go that the request wants in shared memory.
 
     Raises:
-        InvalidTensorError: The request asks for an output that the model has not.
+        InvalidTensorError: The request asks for an output that the model has not, or for one twice.
         SharedMemoryError: A region that is not there, too small or not writable.
     """
     check_outputs(request, outputs)

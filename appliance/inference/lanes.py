@@ -1,5 +1,9 @@
-"""The threads that compute: each takes batches from the queue, runs them, and tells each caller the outcome once."""
+"""The threads that compute: each takes batches from the queue, runs them, and tells each caller the outcome once.
 
+One more thread keeps the deadlines of those who wait, however long the lanes are taken.
+"""
+
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -38,10 +42,13 @@ class Lanes:
         self._guard = threading.Lock()
         self._work_there = threading.Condition(self._guard)
         self._batch_done = threading.Condition(self._guard)
+        self._deadline_nearer = threading.Condition(self._guard)
         self._under_way: list[Sequence[Ask]] = []
         self._closed = False
         self._threads: list[threading.Thread] = []
-        self._devices: set[str] = set()
+        self._opened: dict[str, int] = {}
+        self._keeps_deadlines = False
+        self._wakes_at = math.inf
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -58,13 +65,15 @@ class Lanes:
 
         Raises:
             DeadlineError, OverloadedError: See `BatchQueue.put`.
-            InferenceUnavailableError: The lanes are closed.
+            InferenceUnavailableError: The lanes are closed, or have no thread.
         """
         with self._guard:
             if self._closed:
                 raise InferenceUnavailableError("The daemon is stopping.", "Ask again when it is back.")
+            self._open_lanes(ask.place)  # first: what nobody could run does not wait
+            if ask.deadline is not None:
+                self._keep_deadline(ask.deadline)
             self._queue.put(ask, self._clock())
-            self._open_lanes(ask.place)
             self._work_there.notify()
 
     def cancel(self, ask: Ask) -> bool:
@@ -96,18 +105,63 @@ class Lanes:
         with self._guard:
             self._closed = True
             self._work_there.notify_all()
+            self._deadline_nearer.notify()
         for thread in self._threads:  # no more of them are made
             if thread is not threading.current_thread():
                 thread.join()
 
     def _open_lanes(self, place: Place) -> None:
-        if place.device in self._devices:
-            return
-        self._devices.add(place.device)
-        for number in range(place.lanes):
-            thread = threading.Thread(target=self._run, name=f"lane-{place.device}-{number}", daemon=True)
-            self._threads.append(thread)
+        opened = self._opened.get(place.device, 0)
+        while opened < place.lanes and self._started(self._run, f"lane-{place.device}-{opened}"):
+            opened += 1
+            self._opened[place.device] = opened
+        if not opened:
+            raise InferenceUnavailableError("The daemon can't start a thread that computes.", "Ask again later.")
+
+    def _keep_deadline(self, deadline: float) -> None:
+        if not self._keeps_deadlines:
+            self._keeps_deadlines = self._started(self._keep_deadlines, "deadlines")
+        if deadline < self._wakes_at:
+            self._wakes_at = deadline
+            self._deadline_nearer.notify()
+
+    def _started(self, target: Callable[[], None], name: str) -> bool:
+        """Whether a thread could be started; where not, the next ask tries again."""
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        try:
             thread.start()
+        except RuntimeError:  # the system, or the unit's TasksMax, allows no more
+            return False
+        self._threads.append(thread)
+        return True
+
+    def _keep_deadlines(self) -> None:
+        """Sleep until the nearest deadline, also where it is that of an ask that was answered meanwhile.
+
+        So under traffic it wakes once in the time that clients give, not for each of their asks.
+        """
+        while True:
+            with self._guard:
+                now = self._clock()
+                if self._closed and not len(self._queue):
+                    return
+                expired = self._queue.expire(now) if self._wakes_at <= now else ()
+                if not expired:
+                    if self._wakes_at <= now:
+                        seconds = self._queue.deadline_in(now)
+                        self._wakes_at = math.inf if seconds is None else now + seconds
+                    self._deadline_nearer.wait(_waitable(self._wakes_at - now))
+                    continue
+            self._tell_expired(expired)
+            with self._guard:
+                self._work_there.notify_all()
+                self._batch_done.notify_all()
+            # Sleeping, it must not keep their images alive.
+            del expired
+
+    def _tell_expired(self, expired: Sequence[Ask]) -> None:
+        for ask in expired:
+            self._give_up(ask, DeadlineError(_EXPIRED, "Give it more time, or ask when less waits."))
 
     def _is_under_way(self, key: Hashable) -> bool:
         return any(ask.key == key for batch in self._under_way for ask in batch)
@@ -126,13 +180,13 @@ class Lanes:
                 if not taken.batch and not taken.expired:
                     if self._closed and not len(self._queue):
                         self._work_there.notify_all()
+                        self._deadline_nearer.notify()
                         return
-                    self._work_there.wait(taken.again_in)
+                    self._work_there.wait(_waitable(taken.again_in))
                     continue
                 if taken.batch:
                     self._under_way.append(taken.batch)
-            for ask in taken.expired:
-                self._give_up(ask, DeadlineError(_EXPIRED, "Give it more time, or ask when less waits."))
+            self._tell_expired(taken.expired)
             if taken.batch:
                 self._run_batch(taken.batch)
             with self._guard:
@@ -143,3 +197,8 @@ class Lanes:
                 self._batch_done.notify_all()
             # An idle lane must not keep the last batch's images alive.
             del taken
+
+
+def _waitable(seconds: float | None) -> float | None:
+    """A client may give thousands of years; a thread can't wait for so long."""
+    return None if seconds is None else min(seconds, threading.TIMEOUT_MAX)

@@ -1,8 +1,10 @@
 """Answers `GET /metrics` on this machine only: on a Unix socket, or on a port of the loopback network."""
 
 import os
+import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
@@ -15,6 +17,10 @@ from appliance.domain.errors import SettingsError
 from appliance.inference.metrics import CONTENT_TYPE
 
 _WITHOUT_OTHERS = 0o117
+MOST_CONNECTIONS = 4
+"""At a time, each with a thread of the few that the daemon's unit allows; more are closed unanswered."""
+LONGEST_SECONDS = 10.0
+"""Of a connection in all: a client that sends a byte now and then keeps no place for longer."""
 OFF = "off"
 
 
@@ -75,12 +81,38 @@ class MetricsServer:
         return server
 
 
-class _UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+class _FewConnections(socketserver.ThreadingMixIn, socketserver.BaseServer):
     daemon_threads = True
 
+    def __init__(self, *args: Any) -> None:
+        self._since: dict[Any, float] = {}
+        super().__init__(*args)
 
-class _TcpServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    daemon_threads = True
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if len(self._since) >= MOST_CONNECTIONS:
+            self.shutdown_request(request)
+            return
+        self._since[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._since.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Twice a second: end connections that are too old; their threads then end by themselves."""
+        super().service_actions()
+        for request, since in list(self._since.items()):
+            if time.monotonic() - since > LONGEST_SECONDS:
+                with suppress(OSError):  # it has just ended
+                    request.shutdown(socket.SHUT_RDWR)
+
+
+class _UnixServer(_FewConnections, socketserver.UnixStreamServer):
+    pass
+
+
+class _TcpServer(_FewConnections, socketserver.TCPServer):
     allow_reuse_address = True
 
 
@@ -88,7 +120,7 @@ def _handler_of(text: Callable[[], str]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         """Answers one path."""
 
-        timeout = 10
+        timeout = LONGEST_SECONDS
 
         def do_GET(self) -> None:
             """The metrics, or 404."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.domain.errors import (
+    InferenceError,
     InferenceUnavailableError,
     InvalidTensorError,
     PackContentError,
@@ -237,7 +238,11 @@ class PackRunner:
             with self._swapping:
                 # A pack that was swapped meanwhile is being drained: the question is for its successor.
                 if self._packs.get(pack.manifest.name) is pack:
-                    self._lanes.submit(ask)
+                    try:
+                        self._lanes.submit(ask)
+                    except InferenceError:
+                        self.statistics.failed(wanted.model)
+                        raise
                     return ask
 
     def _question(

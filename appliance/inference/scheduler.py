@@ -5,10 +5,8 @@ still. It knows neither packs nor connections: a `key` says which asks may run t
 """
 
 import enum
-import heapq
-import itertools
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,7 +97,6 @@ class Taken:
     again_in: float | None
 
 
-_Entry = tuple[float, int, Ask]
 _Able = Callable[[Ask], bool]
 
 
@@ -112,8 +109,7 @@ class BatchQueue:
 
     def __init__(self, limits: QueueLimits) -> None:
         self._limits = limits
-        self._heap: list[_Entry] = []
-        self._order = itertools.count()
+        self._ranks: dict[Ask, float] = {}
         self._batching: dict[Hashable, Batching] = {}
         self._crowded: set[Hashable] = set()
         self._images = 0
@@ -121,7 +117,7 @@ class BatchQueue:
         self._after_stat = False
 
     def __len__(self) -> int:
-        return sum(1 for _ in self._waiting())
+        return len(self._ranks)
 
     @property
     def images(self) -> int:
@@ -138,7 +134,7 @@ class BatchQueue:
 
     def holds(self, key: Hashable) -> bool:
         """Whether an ask of this key waits."""
-        return any(ask.key == key for ask in self._waiting())
+        return any(ask.key == key for ask in self._ranks)
 
     def put(self, ask: Ask, now: float) -> None:
         """Let an ask wait for its turn.
@@ -162,8 +158,7 @@ class BatchQueue:
         ask.arrived = now
         ask.waiting = True
         self._count(ask, 1)
-        rank = now + (ask.priority - Priority.STAT) * self._limits.ageing_seconds
-        heapq.heappush(self._heap, (rank, next(self._order), ask))
+        self._ranks[ask] = now + (ask.priority - Priority.STAT) * self._limits.ageing_seconds
 
     def _room(self, priority: Priority) -> int:
         limits = self._limits
@@ -171,7 +166,7 @@ class BatchQueue:
         return math.ceil(limits.images * share.get(priority, 1.0))
 
     def cancel(self, ask: Ask) -> bool:
-        """Take an ask out; False when it does not wait any more."""
+        """Take an ask out, with all that it holds; False when it does not wait any more."""
         if not ask.waiting:
             return False
         self._leave(ask)
@@ -184,26 +179,34 @@ class BatchQueue:
             under_way: The batches that run now. A device that is full takes nothing more, and who asks about an image
                 that is being encoded waits for its features.
         """
-        expired = tuple(ask for ask in self._waiting() if ask.deadline is not None and ask.deadline <= now)
-        for ask in expired:
-            self._leave(ask)
-        self._drop_gone()
+        expired = self.expire(now)
         able = _able_beside(under_way)
-        order = [ask for _, _, ask in sorted(self._heap) if ask.waiting and able(ask)]
+        order = [ask for ask in sorted(self._ranks, key=self._ranks.__getitem__) if able(ask)]  # equals by arrival
         first = self._next(order)
         if first is None:
-            return Taken((), expired, min(self._deadlines_in(now), default=None))
+            return Taken((), expired, self.deadline_in(now))
         batching = self._batching.get(first.key, Batching())
         chosen = self._company(first, [ask for ask in order if ask.key == first.key], batching.preferred)
         if self._worth_waiting(first, chosen, batching, now):
-            again_in = first.arrived + batching.max_delay_seconds - now
-            return Taken((), expired, min([again_in, *self._deadlines_in(now)]))
+            company_in = first.arrived + batching.max_delay_seconds - now
+            deadline_in = self.deadline_in(now)
+            return Taken((), expired, company_in if deadline_in is None else min(company_in, deadline_in))
         for ask in chosen:
             self._leave(ask)
         self._after_stat = first.priority is Priority.STAT
         self._note_crowd(first.key, len(chosen))
-        self._drop_gone()
         return Taken(tuple(chosen), expired, None)
+
+    def expire(self, now: float) -> tuple[Ask, ...]:
+        """Take out those whose time is over."""
+        expired = tuple(ask for ask in self._ranks if ask.deadline is not None and ask.deadline <= now)
+        for ask in expired:
+            self._leave(ask)
+        return expired
+
+    def deadline_in(self, now: float) -> float | None:
+        """Seconds to the next deadline of those who wait; None when nobody has one."""
+        return min((ask.deadline - now for ask in self._ranks if ask.deadline is not None), default=None)
 
     def _next(self, order: Sequence[Ask]) -> Ask | None:
         """Whose turn it is: by rank, but of those who aged past a STAT only one batch goes between two STAT batches.
@@ -245,27 +248,15 @@ class BatchQueue:
         else:
             self._crowded.discard(key)
 
-    def _deadlines_in(self, now: float) -> Iterable[float]:
-        return (ask.deadline - now for ask in self._waiting() if ask.deadline is not None)
-
     def _leave(self, ask: Ask) -> None:
         ask.waiting = False
+        del self._ranks[ask]
         self._count(ask, -1)
 
     def _count(self, ask: Ask, sign: int) -> None:
         self._images += sign * len(ask.contents)
         if ask.priority is Priority.BACKGROUND:
             self._background += sign * len(ask.contents)
-
-    def _waiting(self) -> Iterable[Ask]:
-        return (entry[2] for entry in self._heap if entry[2].waiting)
-
-    def _drop_gone(self) -> None:
-        while self._heap and not self._heap[0][2].waiting:
-            heapq.heappop(self._heap)
-        if len(self._heap) > 4 * (self._limits.images + 1):
-            self._heap = [entry for entry in self._heap if entry[2].waiting]
-            heapq.heapify(self._heap)
 
 
 def _able_beside(under_way: Sequence[Sequence[Ask]]) -> _Able:

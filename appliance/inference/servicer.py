@@ -31,7 +31,7 @@ from appliance.inference.runner import PackRunner
 from appliance.inference.scheduler import Ask
 from appliance.inference.shared_memory import Region, SharedRegions
 from appliance.inference.statistics import Duration, ModelCounts
-from appliance.inference.statuses import told
+from appliance.inference.statuses import id_of, told
 from appliance.inference.wishes import FINAL, wishes_from_parameters
 from appliance.telemetry import Logger
 
@@ -246,7 +246,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
             self._runner.cancel(ask)
             raise
         self._log.debug(
-            "answered", id=request.id, model=request.model_name, queue_us=int(ask.payload.timing.queue * 1e6)
+            "answered", id=id_of(request), model=request.model_name, queue_us=int(ask.payload.timing.queue * 1e6)
         )
         response = response_from_outputs(request, answer.outputs, answer.provenance, self._regions)
         if wishes.final:
@@ -259,9 +259,10 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         try:
             return oip.ModelStreamInferResponse(infer_response=await self._infer(request, None))
         except (InferenceError, PackError) as error:
-            self._log.warning("request refused", method="ModelStreamInfer", id=request.id, error=str(error))
+            sentence = told(error)
+            self._log.warning("request refused", method="ModelStreamInfer", id=id_of(request), error=sentence)
             return oip.ModelStreamInferResponse(
-                error_message=told(error), infer_response=oip.ModelInferResponse(id=request.id)
+                error_message=sentence, infer_response=oip.ModelInferResponse(id=request.id)
             )
 
     async def _write(self, answer: oip.ModelStreamInferResponse, context: Context) -> None:
@@ -292,7 +293,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         }
         for name, value in values.items():
             response.parameters[name].int64_param = value
-        self._log.info("trace", id=request.id, model=request.model_name, **values)
+        self._log.info("trace", id=id_of(request), model=request.model_name, **values)
 
 
 def _fulfil(done: "asyncio.Future[Answer]", answer: Answer | None, error: BaseException | None) -> None:

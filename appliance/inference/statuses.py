@@ -73,6 +73,9 @@ _TOO_LARGE = "larger than max"
 LONGEST_SENTENCE = 1000
 """Characters: a hostile request's names come back in sentences, and a header of gRPC holds 8 KiB."""
 
+LONGEST_ID = 100
+"""Characters of a request's identifier in the log; a client may send megabytes."""
+
 RETRY_AFTER, PUSHBACK = "retry-after-ms", "grpc-retry-pushback-ms"
 """Trailing metadata of RESOURCE_EXHAUSTED: our hint, and the one that gRPC's own retries obey (gRFC A6)."""
 
@@ -90,9 +93,13 @@ def error_from_status(code: grpc.StatusCode, details: str, what: str) -> Inferen
 
 
 def told(error: InsiteError) -> str:
-    """What a client may know of an error: our own sentences, no longer than gRPC's headers carry."""
-    sentence = str(error)
-    return sentence if len(sentence) <= LONGEST_SENTENCE else f"{sentence[:LONGEST_SENTENCE]} …"
+    """What a client and the log may know of an error: our own sentences, no longer than gRPC's headers carry."""
+    return _cut(str(error), LONGEST_SENTENCE)
+
+
+def id_of(request: Any) -> str:
+    """A request's identifier for the log; empty where it has none."""
+    return _cut(str(getattr(request, "id", "")), LONGEST_ID)
 
 
 class Guarded:
@@ -118,18 +125,18 @@ def _guarded(
             return await behaviour(request, context)
         except InsiteError as error:
             code = next(code for kind, code in STATUS_OF_ERROR if isinstance(error, kind))
-            log.warning("call refused", method=method, id=_id(request), code=code.name, error=str(error))
             sentence = told(error)
+            log.warning("call refused", method=method, id=id_of(request), code=code.name, error=sentence)
             if isinstance(error, OverloadedError):
                 hint = str(int(error.retry_after_seconds * 1000))
                 context.set_trailing_metadata(((RETRY_AFTER, hint), (PUSHBACK, hint)))
         except Exception:  # the top of a call: logged whole, counted by its code, told as nothing
             code, sentence = grpc.StatusCode.INTERNAL, "The daemon failed; its log says why."
-            log.exception("call failed", method=method, id=_id(request))
+            log.exception("call failed", method=method, id=id_of(request))
         return await context.abort(code, sentence)
 
     return answer
 
 
-def _id(request: Any) -> str:
-    return str(getattr(request, "id", ""))
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]} …"

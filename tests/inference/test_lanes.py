@@ -1,11 +1,12 @@
 """The threads that compute: side by side where a device can, never twice for one image, and all of them ended."""
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import pytest
 
-from appliance.domain.errors import InferenceUnavailableError
+from appliance.domain.errors import DeadlineError, InferenceUnavailableError
 from appliance.inference.lanes import Lanes
 from appliance.inference.scheduler import Ask, Place, QueueLimits
 
@@ -133,6 +134,84 @@ def test_closing_runs_what_waits_and_takes_nothing_new(work: Work) -> None:
     with pytest.raises(InferenceUnavailableError, match="stopping"):
         lanes.submit(ask("late"))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane-cpu")]
+
+
+def test_a_deadline_is_told_while_every_lane_is_taken(work: Work) -> None:
+    """Who waits behind a run that does not end hears in time that he waits in vain; one who has longer goes on."""
+    told: list[tuple[str, type[Exception]]] = []
+    heard = threading.Event()
+
+    def give_up(each: Ask, error: Exception) -> None:
+        told.append((each.payload, type(error)))
+        heard.set()
+
+    lanes = Lanes(QueueLimits(), work, give_up)
+    alone = Place("gpu", 1)
+    lanes.submit(ask("runs", place=alone))
+    work.begins(1)
+    for name, seconds in (("patient", 1000.0), ("late", 0.05)):
+        each = ask(name, place=alone)
+        each.deadline = time.monotonic() + seconds
+        lanes.submit(each)
+    assert heard.wait(LONG)
+    assert told == [("late", DeadlineError)]
+    assert lanes.waiting_images == 1
+    work.go.set()
+    lanes.close()
+    assert sorted(work.done) == ["patient", "runs"]
+    assert "deadlines" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_deadline_beyond_what_a_thread_can_wait_ends_no_lane(lanes: Lanes, work: Work) -> None:
+    """A client may give thousands of years: a lane that is free meanwhile goes on."""
+    lanes.submit(ask("first", "image"))
+    work.begins(1)
+    patient = ask("again", "image")
+    patient.deadline = time.monotonic() + 1e12
+    lanes.submit(patient)
+    lanes.submit(ask("other"))
+    assert work.begins(2) == ["first", "other"]
+    work.go.set()
+    assert work.ends(3) == ["again", "first", "other"]
+    assert len([thread for thread in threading.enumerate() if thread.name.startswith("lane-cpu")]) == 2
+
+
+def test_asks_with_later_deadlines_wake_nobody(lanes: Lanes, work: Work) -> None:
+    """Who watches the time sleeps on until the first deadline, though its ask is answered long before."""
+    work.go.set()
+    deadlines = [time.monotonic() + 1000 + number for number in range(5)]
+    for number, deadline in enumerate(deadlines):
+        each = ask(str(number))
+        each.deadline = deadline
+        lanes.submit(each)
+        work.ends(number + 1)
+        assert lanes._wakes_at == deadlines[0]
+
+
+def test_without_a_deadline_nobody_watches_the_time(lanes: Lanes, work: Work) -> None:
+    """No thread for deadlines is made before there is one."""
+    lanes.submit(ask("a"))
+    work.begins(1)
+    assert "deadlines" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_where_no_thread_can_be_started_an_ask_is_refused(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not wait for a lane that never comes; as soon as there is one, asks run."""
+    start = threading.Thread.start
+
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    lanes = Lanes(QueueLimits(), work, lambda *_: None)
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    with pytest.raises(InferenceUnavailableError, match="can't start a thread"):
+        lanes.submit(ask("refused"))
+    assert lanes.waiting_images == 0
+    monkeypatch.setattr(threading.Thread, "start", start)
+    lanes.submit(ask("runs"))
+    work.go.set()
+    assert work.ends(1) == ["runs"]
+    lanes.close()
 
 
 def test_work_that_raises_is_given_up_and_the_lane_goes_on() -> None:

@@ -2,17 +2,21 @@
 
 import http.client
 import socket
+import threading
+import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from appliance.domain.errors import SettingsError, UnknownModelError
+from appliance.domain.errors import OverloadedError, SettingsError, UnknownModelError
 from appliance.domain.manifest import VerifiedPack
 from appliance.inference.metrics import metrics_text
-from appliance.inference.metrics_server import MetricsServer
+from appliance.inference.metrics_server import MOST_CONNECTIONS, MetricsServer
 from appliance.inference.nvml import GpuMonitor
 from appliance.inference.runner import PackRunner
+from appliance.inference.scheduler import QueueLimits
 from tests.fakes.fake_gpu import FakeNvml
 from tests.fakes.tiny_pack import bright_picture
 
@@ -34,6 +38,17 @@ def test_what_was_served_is_counted(pack: VerifiedPack) -> None:
     assert any(line.startswith(f"nv_inference_queue_duration_us{guard} ") for line in lines)
     assert any(line.startswith("insite_pack_info{") and 'precision="fp32"' in line for line in lines)
     assert "nv_inference_pending_request_count 0" in lines
+
+
+def test_what_the_queue_has_no_room_for_is_a_failure_of_its_model(pack: VerifiedPack) -> None:
+    """Overload is seen where Triton's is, also when nothing else was asked."""
+    with PackRunner([pack], 1, limits=QueueLimits(images=0)) as runner:
+        with pytest.raises(OverloadedError):
+            runner.infer("chest-xray.guard", bright_picture())
+        lines = metrics_text(runner, None).splitlines()
+    guard = '{model="chest-xray.guard",version="1"}'
+    assert f"nv_inference_request_failure{guard} 1" in lines
+    assert f"nv_inference_request_success{guard} 0" in lines
 
 
 def test_the_gpu_has_its_place() -> None:
@@ -72,6 +87,30 @@ def test_they_are_answered_on_the_loopback_address() -> None:
         client.close()
         with pytest.raises(SettingsError, match="can't be served"), MetricsServer(f"127.0.0.1:{server.port}", str):
             pass
+
+
+def test_those_who_drip_take_few_threads_and_their_places_come_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many connect and send next to nothing, few are held, and not for long: then a scrape is answered."""
+
+    def handlers() -> int:
+        return sum("process_request_thread" in thread.name for thread in threading.enumerate())
+
+    with MetricsServer("127.0.0.1:0", lambda: "x 1\n") as server, ExitStack() as stack:
+        where = ("127.0.0.1", server.port)
+        drips = [stack.enter_context(socket.create_connection(where, 20)) for _ in range(MOST_CONNECTIONS + 20)]
+        for drip in drips[MOST_CONNECTIONS:]:
+            assert drip.recv(1) == b""
+        assert handlers() == MOST_CONNECTIONS
+        monkeypatch.setattr("appliance.inference.metrics_server.LONGEST_SECONDS", 0.1)
+        for drip in drips[:MOST_CONNECTIONS]:
+            assert drip.recv(1) == b""
+        end = time.monotonic() + 20
+        while handlers():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        monkeypatch.undo()
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as answer:
+            assert answer.read() == b"x 1\n"
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:8002", "192.0.2.1:8002", "localhost.example:1", "8002"])

@@ -1,5 +1,6 @@
 """The queue of a device, with time held still: classes, ageing, deadlines, batches, bounds."""
 
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -159,6 +160,25 @@ def test_a_cancelled_ask_leaves_the_queue() -> None:
     assert not queue.cancel(first)
     queue.put(ask("3"), 0)
     assert order_of(queue, 0) == ["2", "3"]
+
+
+class Pixels:
+    """Something that is seen to go."""
+
+
+def test_a_cancelled_ask_is_held_no_longer() -> None:
+    """However many come and go while nothing is taken, the queue holds those who wait and nobody's pixels."""
+    queue = queue_of((0, ask("waits")))
+    pixels: list[weakref.ref[Pixels]] = []
+    for number in range(5000):
+        gone = Ask("pack", (str(number),), payload=Pixels())
+        pixels.append(weakref.ref(gone.payload))
+        queue.put(gone, 0)
+        assert queue.cancel(gone)
+    del gone
+    assert not any(each() for each in pixels)
+    assert len(queue) == 1
+    assert order_of(queue, 0) == ["waits"]
 
 
 def test_a_full_queue_says_when_to_come_again() -> None:

@@ -1,10 +1,13 @@
 """The server: its socket, its limits, and the protocol as a bare client sees it."""
 
 import io
+import json
+import os
 import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import grpc
@@ -21,6 +24,7 @@ from appliance.inference.generated.open_inference_pb2_grpc import GRPCInferenceS
 from appliance.inference.runner import PackRunner
 from appliance.inference.server import SERVICE, InferenceServer
 from appliance.inference.servicer import EXTENSIONS
+from appliance.inference.shared_memory import FOLDER
 from appliance.telemetry import logger_for
 from tests.fakes.tiny_pack import bright_picture
 from tests.fakes.watched_runtime import Outputs, WatchedRuntime
@@ -232,6 +236,45 @@ def test_a_bad_request_gets_its_code_and_the_next_one_its_answer(
         stub.ModelInfer(request_, timeout=10)
     assert refused.value.code() is code
     assert stub.ModelInfer(guard_request(), timeout=10).outputs
+
+
+def test_what_a_client_sends_makes_no_long_lines_in_the_log(pack: VerifiedPack, path: Path) -> None:
+    """A name and an identifier of a megabyte each are refused, alone and in a stream, and logged by their beginning."""
+    written = io.StringIO()
+    log = structlog.wrap_logger(structlog.PrintLogger(written), processors=[structlog.processors.JSONRenderer()])
+    long = guard_request(model_name="m" * 1_000_000, id="i" * 1_000_000)
+    good = guard_request(id="g" * 1_000_000)
+    good.parameters["insite_trace"].bool_param = True
+    options = [("grpc.max_receive_message_length", -1)]
+    with (
+        PackRunner([pack], 1) as runner,
+        InferenceServer(runner, path, version="1", log=log),
+        grpc.insecure_channel(f"unix:{path}", options) as to,
+    ):
+        stub: Any = GRPCInferenceServiceStub(to)
+        with pytest.raises(grpc.RpcError, match="The model m"):
+            stub.ModelInfer(long, timeout=30)
+        assert [bool(each.error_message) for each in stub.ModelStreamInfer(iter([long]), timeout=30)] == [True]
+        assert stub.ModelInfer(good, timeout=30).id == good.id
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["call refused", "request refused", "answered", "trace"]
+    for line in lines:
+        assert line["id"] in {"i" * 100 + " …", "g" * 100 + " …"}
+        assert len(line.get("error", "")) < 1100
+
+
+def test_memory_that_was_not_given_is_refused(stub: Any) -> None:
+    """A region of another user that lets nobody else read it is PERMISSION_DENIED, even where the daemon is root."""
+    with NamedTemporaryFile(dir=FOLDER) as memory:
+        memory.truncate(64)
+        os.fchmod(memory.fileno(), 0o600 if os.geteuid() == 0 else 0)
+        if os.geteuid() == 0:
+            os.fchown(memory.fileno(), 4321, 8765)
+        region = oip.SystemSharedMemoryRegisterRequest(name="p", key=Path(memory.name).name, byte_size=64)
+        with pytest.raises(grpc.RpcError, match=r"The .*shared memory") as refused:
+            stub.SystemSharedMemoryRegister(region, timeout=10)
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert not stub.SystemSharedMemoryStatus(oip.SystemSharedMemoryStatusRequest(), timeout=10).regions
 
 
 def test_unforeseen_failures_are_told_as_nothing_and_logged(pack: VerifiedPack, path: Path) -> None:

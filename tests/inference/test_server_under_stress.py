@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import signal
 import subprocess
 import sys
 import threading
@@ -107,17 +108,18 @@ def test_a_cancelled_call_leaves_the_queue(pack: VerifiedPack, tmp_path: Path) -
 
 
 def test_a_deadline_that_passes_in_the_queue_is_said(pack: VerifiedPack, tmp_path: Path) -> None:
-    """The protocol's `timeout`, in microseconds, ends a question that waits; the daemon itself says so."""
+    """The protocol's `timeout`, in microseconds, ends a question that waits, however long another one runs."""
     held = Held()
     with served(pack, tmp_path, held) as stub:
         first = stub.ModelInfer.future(request())
         wait_for(lambda: len(held.runs) == 1)
         late = stub.ModelInfer.future(request(picture=bright_picture() + 1, timeout=50_000))
-        time.sleep(0.3)
-        held.go.set()
         with pytest.raises(grpc.RpcError, match="deadline passed while the request waited") as refused:
             late.result(10)
         assert refused.value.code() is Code.DEADLINE_EXCEEDED
+        assert not held.go.is_set()
+        assert not first.done()
+        held.go.set()
         assert first.result(10).outputs
 
 
@@ -137,6 +139,71 @@ def test_a_full_queue_says_when_to_come_again(pack: VerifiedPack, tmp_path: Path
             assert hints["retry-after-ms"] == hints["grpc-retry-pushback-ms"] > 0
             assert "Try again in" in error.details()
         assert stub.ModelInfer(request(), timeout=10).outputs
+
+
+def test_open_calls_are_bounded(pack: VerifiedPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more than may be open is refused at once, with a code that says to come again; then all is well."""
+    monkeypatch.setattr("appliance.inference.server.MOST_CALLS", 3)
+    held = Held()
+    with served(pack, tmp_path, held) as stub:
+        calls = [stub.ModelInfer.future(request(picture=bright_picture() - level)) for level in range(5)]
+        wait_for(lambda: sum(call.done() for call in calls) == 2)
+        held.go.set()
+        refused = [error for error in (call.exception(20) for call in calls) if error is not None]
+        assert [error.code() for error in refused] == [Code.RESOURCE_EXHAUSTED] * 2
+        assert stub.ModelInfer(request(), timeout=10).outputs
+
+
+WAITING = """
+import sys
+
+import grpc
+
+from appliance.inference.generated import open_inference_pb2 as oip
+from appliance.inference.generated.open_inference_pb2_grpc import GRPCInferenceServiceStub
+
+request = oip.ModelInferRequest(model_name="chest-xray.guard", raw_input_contents=[bytes(512 * 512)])
+request.inputs.add(name="image", datatype="UINT8", shape=[1, 1, 512, 512])
+with grpc.insecure_channel(f"unix:{sys.argv[1]}") as channel:
+    GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=600)
+"""
+"""A client that asks and waits, in a process of its own that can be stopped."""
+
+
+def test_a_client_that_stands_still_is_let_go(
+    pack: VerifiedPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped process, which answers no ping and reads nothing, holds neither its call nor its place in the queue."""
+    monkeypatch.setattr("appliance.inference.server.PING_SECONDS", 1)
+    monkeypatch.setattr("appliance.inference.server.PONG_SECONDS", 1)
+    held = Held()
+    with served(pack, tmp_path, held) as stub:
+        first = stub.ModelInfer.future(request())
+        wait_for(lambda: len(held.runs) == 1)
+        with subprocess.Popen(
+            [sys.executable, "-c", WAITING, str(tmp_path / "s.sock")], stderr=subprocess.DEVNULL
+        ) as client:
+            try:
+                wait_for(lambda: held.waiting() == 1)
+                client.send_signal(signal.SIGSTOP)
+                wait_for(lambda: held.waiting() == 0)
+            finally:
+                client.kill()
+        assert not held.go.is_set()
+        held.go.set()
+        assert first.result(20).outputs
+
+
+def test_two_hundred_clients_are_served_at_once(pack: VerifiedPack, tmp_path: Path) -> None:
+    """Each with a call of its own that is open while the others' are."""
+    held = Held()
+    with served(pack, tmp_path, held) as stub:
+        first = stub.ModelInfer.future(request())
+        wait_for(lambda: len(held.runs) == 1)
+        others = [stub.ModelInfer.future(request()) for _ in range(199)]
+        wait_for(lambda: held.waiting() == 199)
+        held.go.set()
+        assert all(call.result(60).outputs for call in (first, *others))
 
 
 def test_a_client_that_stops_reading_its_stream_is_let_go(pack: VerifiedPack, tmp_path: Path) -> None:
@@ -196,18 +263,31 @@ def in_memory(*shape: int, name: str = "image", model: str = "chest-xray.guard")
     return message
 
 
+def repeated(*, inputs: int = 1, outputs: int = 0) -> Any:
+    """A good request but for a name that comes again and again."""
+    message = request("chest-xray.lungs")
+    for _ in range(inputs - 1):
+        message.inputs.append(message.inputs[0])
+        message.raw_input_contents.append(message.raw_input_contents[0])
+    for _ in range(outputs):
+        message.outputs.add(name="mask")
+    return message
+
+
 BAD: list[tuple[str, Any, grpc.StatusCode, str]] = [
     ("shape", shaped(1, 1, 8, 8), Code.INVALID_ARGUMENT, r"image is uint8 \[1, 1, 8, 8\]. Expected is image UINT8"),
     ("datatype", shaped(1, 1, 512, 512, datatype="INT8"), Code.INVALID_ARGUMENT, "image is int8"),
     ("name", shaped(1, 1, 512, 512, name="picture"), Code.INVALID_ARGUMENT, "brings picture. Expected is image"),
     ("count", oip.ModelInferRequest(model_name="chest-xray.guard"), Code.INVALID_ARGUMENT, "brings no input"),
     ("bytes", shaped(1, 1, 512, 512, content=b"x"), Code.INVALID_ARGUMENT, r"has 1 bytes.*takes 262144"),
-    ("NaN", real(np.nan), Code.INVALID_ARGUMENT, r"image is float32 \[1, 1, 512, 512\]. Expected is image UINT8"),
+    ("numbers", real(np.nan), Code.INVALID_ARGUMENT, r"image is float32 \[1, 1, 512, 512\]. Expected is image UINT8"),
     ("zero size", shaped(0, 1, 512, 512), Code.INVALID_ARGUMENT, "holds 0 images. One request takes 1 to 8"),
     ("large batch", shaped(9, 1, 512, 512), Code.INVALID_ARGUMENT, "holds 9 images"),
     ("negative", shaped(-1, 1, 512, 512), Code.INVALID_ARGUMENT, "Lengths of a request are not negative"),
     ("dimensions", shaped(*[1] * 65, content=b"x"), Code.INVALID_ARGUMENT, "image is uint8 of 65 dimensions"),
     ("overflow", shaped(0, 2**62, 2**62, content=b""), Code.INVALID_ARGUMENT, "Expected is image UINT8"),
+    ("an output again", repeated(outputs=200), Code.INVALID_ARGUMENT, "mask is asked for twice. Ask for each output"),
+    ("an input again", repeated(inputs=2), Code.INVALID_ARGUMENT, "brings image, image. Expected is image UINT8"),
     ("no datatype", shaped(1, 1, 512, 512, datatype="BYTES"), Code.INVALID_ARGUMENT, "has the datatype BYTES"),
     ("nobody's memory", in_memory(1, 1, 512, 512, model="nobody"), Code.NOT_FOUND, "model nobody is not served"),
     ("vast memory", in_memory(1 << 40), Code.INVALID_ARGUMENT, r"image is uint8 \[1099511627776\]. Expected"),
