@@ -1,6 +1,7 @@
 """Writes files whole or not at all, and says what to do when the disk is full."""
 
 import errno
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from appliance.domain.errors import StorageFullError
 
@@ -37,6 +39,17 @@ def save_whole(path: Path, data: bytes) -> None:
     """
     with _said_when_full(f"No space is left to write {path}."):
         write_whole(path, data)
+
+
+def save_array(path: Path, values: NDArray[Any]) -> None:
+    """Write what `np.load` reads; NumPy's own writer names no reason when the disk is full.
+
+    Raises:
+        StorageFullError: As `save_whole`.
+    """
+    stream = io.BytesIO()
+    np.save(stream, values)
+    save_whole(path, stream.getvalue())
 
 
 def new_pictures(path: Path, shape: tuple[int, int, int]) -> np.memmap[Any, np.dtype[np.uint8]]:

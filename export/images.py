@@ -16,7 +16,7 @@ from appliance.domain.manifest import InputSpec
 from appliance.imaging.model_input import model_input_from_display
 from export.artefacts import digest_of_values, file_sha256, read_json, write_json
 from export.data import Sample, samples_from_csv
-from export.disk import new_pictures
+from export.disk import new_pictures, save_array
 from export.recipe import Recipe
 
 INSIDE = 127
@@ -77,7 +77,7 @@ def prepare(recipe: Recipe, data: Path, out: Path) -> None:
     refuse_too_many(unreadable, len(samples), recipe.data.unreadable_percent_max, out / UNREADABLE)
     images.flush()
     side = recipe.data.mask_side
-    np.save(out / "masks.npy", np.stack(masks) if masks else np.zeros((0, side, side), np.uint8))
+    save_array(out / "masks.npy", np.stack(masks) if masks else np.zeros((0, side, side), np.uint8))
     write_json(
         out / "samples.json", [dataclasses.asdict(s) | {"mask_row": m} for s, m in zip(kept, mask_of, strict=True)]
     )

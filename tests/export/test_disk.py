@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from appliance.domain.errors import StorageFullError
-from export.disk import new_pictures, save_whole
+from export.disk import new_pictures, save_array, save_whole
 
 SHAPE = (3, 64, 50)
 
@@ -26,13 +26,15 @@ def test_the_room_of_an_array_is_taken_before_it_is_written(tmp_path: Path) -> N
 
 
 def test_an_array_file_is_what_numpy_writes(tmp_path: Path) -> None:
-    """Taking the room first changes no byte."""
+    """Neither taking the room first nor writing it whole changes a byte."""
     values = np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.uint8)
     pictures = new_pictures(tmp_path / "new.npy", SHAPE)
     pictures[...] = values
     pictures.flush()
     np.save(tmp_path / "plain.npy", values)
-    assert (tmp_path / "new.npy").read_bytes() == (tmp_path / "plain.npy").read_bytes()
+    save_array(tmp_path / "whole.npy", values)
+    contents = {path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(contents) == 1
 
 
 def test_too_little_room_for_an_array_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,6 +52,8 @@ def test_a_full_disk_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageFullError, match=r"No space is left to write .*checkpoint\.pt\. Make room"):
         save_whole(path, b"after")
+    with pytest.raises(StorageFullError, match=r"No space is left to write .*masks\.npy\."):
+        save_array(tmp_path / "masks.npy", np.zeros(3))
     assert [each.name for each in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert path.read_bytes() == b"before"
 
