@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from appliance.domain.errors import InputError
+from export.disk import save_whole
 from export.encoder import StudentEncoder
-from export.feature_cache import MAKERS, FeatureStore, Views, smaller_batch, write_whole
+from export.feature_cache import MAKERS, FeatureStore, Views, smaller_batch
 from export.feature_scaling import Scaling, scaling_of
-from export.learning import LONGEST_GRADIENT, schedule
+from export.learning import LONGEST_GRADIENT, save_state, schedule
 from export.progress import Progress
 from export.ranks import Ranks, share_batch_statistics
 from export.recipe import AgglomerationSection
@@ -164,7 +165,7 @@ def agglomerate(encoder: StudentEncoder, targets: Sequence[Target], lesson: Less
     if ranks.first:
         state = {name.removeprefix("encoder."): value for name, value in net.state_dict().items()}
         kept = {name: state[name].contiguous().cpu() for name in encoder.state_dict()}
-        save_file(kept, lesson.folder / WEIGHTS)
+        save_whole(lesson.folder / WEIGHTS, save(kept))
         for spent in (CHECKPOINT, BATCH):
             (lesson.folder / spent).unlink(missing_ok=True)
     ranks.wait()
@@ -246,14 +247,13 @@ class _Step:
 
 
 def _remember_batch(lesson: Lesson, micro: int) -> None:
-    write_whole(lesson.folder / BATCH, str(micro).encode())
+    save_whole(lesson.folder / BATCH, str(micro).encode())
 
 
 def _save(lesson: Lesson, step: int, micro: int, net: nn.Module, optimiser: torch.optim.Optimizer) -> None:
     if lesson.ranks.first:
-        partial = lesson.folder / f"{CHECKPOINT}.partial"
-        torch.save({"step": step, "net": net.state_dict(), "optimiser": optimiser.state_dict()}, partial)
-        partial.replace(lesson.folder / CHECKPOINT)
+        state = {"step": step, "net": net.state_dict(), "optimiser": optimiser.state_dict()}
+        save_state(lesson.folder / CHECKPOINT, state)
         _remember_batch(lesson, micro)
     lesson.ranks.wait()
 
@@ -273,9 +273,9 @@ def _resume(lesson: Lesson, net: nn.Module, optimiser: torch.optim.Optimizer) ->
 
 
 def save_scaling(path: Path, scaling: Mapping[str, Scaling]) -> None:
-    """Keep fitted scalings."""
+    """Keep fitted scalings, in a file that is there whole or not at all."""
     tensors = {f"{kind}.{name}": getattr(each, name) for kind, each in scaling.items() for name in ("mean", "matrix")}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    save_whole(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def load_scaling(path: Path) -> dict[str, Scaling]:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional
 
 from export.artefacts import read_json, write_json
 from export.augment import augmented
+from export.disk import save_whole
 from export.guard import GUARD_STRIDES, GuardHead, GuardSamples, fit
 from export.images import ImageSet, image_set
 from export.recipe import Recipe
@@ -71,7 +72,7 @@ def calibrate(
     kinds = tuple(listed[i]["kind"] for i in chosen)
     say(f"features of {len(chosen)} negatives")
     fit(guard, GuardSamples(torch.cat([plain, varied]), wrong, kinds), recipe.pack.seed)
-    save_file(guard.state_dict(), out / WEIGHTS)
+    save_whole(out / WEIGHTS, save(guard.state_dict()))
 
 
 def fitted_temperature(logits: Tensor, labels: Tensor) -> float:

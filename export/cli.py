@@ -1,6 +1,8 @@
 """The command `insite-export`: run a recipe into a signed pack, measure one, try a recipe on folds, make keys."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -8,9 +10,9 @@ import torch
 import typer
 from rich.console import Console
 
-from appliance.domain.errors import InsiteError
+from appliance.domain.errors import InputError, InsiteError
 from appliance.packs.open import open_pack
-from appliance.packs.signing import PRIVATE_KEY, generate_keys
+from appliance.packs.signing import PRIVATE_KEY, check_private_key, generate_keys
 from export.artefacts import file_sha256
 from export.audit import TASKS, attribution_table
 from export.bench import as_text, bench
@@ -44,14 +46,12 @@ def run(
     """Train, distil, quantise, verify, pack and sign; finished steps are not done again."""
     torch.set_num_threads(threads)
     console = Console(stderr=True)
-    try:
+    with _said():
+        signing_key = _checked_key(key, out)
         line = Line(recipe, data, out, Shown(console), checkpoints=checkpoints)
         if not resume:
             line.forget()
-        digest = line.run(key or _own_key(out / "keys"))
-    except (InsiteError, OSError) as error:  # a full disk too: what is finished stays, and is not done again
-        console.print(f"insite-export: {error}", highlight=False, markup=False)
-        raise typer.Exit(INPUT_ERROR) from error
+        digest = line.run(signing_key)
     typer.echo(f"{line.pack} {digest}")
 
 
@@ -75,7 +75,7 @@ def bench_command(
     """Measure the pack's figures in one run: speeds as ratios, accuracies out of its gate report."""
     console = Console(stderr=True)
     say = lambda text: console.print(text, highlight=False)  # noqa: E731 - one word for two uses
-    try:
+    with _said():
         recipe = recipe_from_toml(pack_folder / "recipe.toml")
         result = bench(recipe, pack_folder, say)
         steps, trainings = out / f"{recipe.pack.name}.steps", out / f"{recipe.pack.name}.bench"
@@ -86,9 +86,6 @@ def bench_command(
         result["distillation"] = last_result(trainings, recipe)
         question = Question(recipe_file or pack_folder / "recipe.toml", checkpoints, features)
         result["features"] = bench_features(question, out, say) if features else None
-    except (InsiteError, OSError) as error:
-        console.print(f"insite-export: {error}", highlight=False, markup=False)
-        raise typer.Exit(INPUT_ERROR) from error
     typer.echo(json.dumps(result, indent=2) if json_output else as_text(result))
 
 
@@ -111,12 +108,9 @@ def folds_command(
     """Cross-validate the adult task over training patients, as it is and with changes; `val` is not looked at."""
     torch.set_num_threads(threads)
     console = Console(stderr=True)
-    try:
+    with _said():
         line = Line(recipe, data, out, Shown(console))
         result = line.folds(stage, (folds, seeds), change or (), jobs)
-    except (InsiteError, OSError) as error:
-        console.print(f"insite-export: {error}", highlight=False, markup=False)
-        raise typer.Exit(INPUT_ERROR) from error
     typer.echo(json.dumps(result, indent=2) if json_output else folds_as_text(result))
 
 
@@ -134,12 +128,9 @@ def attribution_command(
     """Say where the decisions of a trained student come from, on tuning patients; `val` is not looked at."""
     torch.set_num_threads(threads)
     console = Console(stderr=True)
-    try:
+    with _said():
         line = Line(recipe, data, out, Shown(console))
         found = line.attribution(task or TASKS, teachers=teachers)
-    except (InsiteError, OSError) as error:
-        console.print(f"insite-export: {error}", highlight=False, markup=False)
-        raise typer.Exit(INPUT_ERROR) from error
     table = attribution_table(found)
     typer.echo(json.dumps(table, indent=2) if json_output else table_as_text(table))
 
@@ -154,15 +145,12 @@ def agglomerate(
 ) -> None:
     """Only let the encoder learn from the foundation teachers, on many GPUs if torchrun starts this; `run` goes on."""
     torch.set_num_threads(threads)
-    try:
+    with _said():
         ranks = Ranks()
         shown = Shown(Console(stderr=True)) if ranks.first else Silent()
         line = Line(recipe, data, out, shown, checkpoints=checkpoints)
         digest = ranks.told(line.prepared() if ranks.first else "")
         digest, weights = line.agglomerated(digest, ranks)
-    except InsiteError as error:
-        Console(stderr=True).print(f"insite-export: {error}", highlight=False, markup=False)
-        raise typer.Exit(INPUT_ERROR) from error
     if ranks.first:
         typer.echo(f"{weights} {digest}")
 
@@ -170,13 +158,14 @@ def agglomerate(
 @app.command()
 def pin(folder: Annotated[Path, typer.Argument(help="Folder of one teacher's files.")]) -> None:
     """Print the digests of a teacher's files as the recipe pins them; check the files against their publisher first."""
-    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    if not files:
-        typer.echo(f"insite-export: There are no files in {folder}.", err=True)
-        raise typer.Exit(INPUT_ERROR)
+    with _said():
+        files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+        if not files:
+            raise InputError(f"There are no files in {folder}.", "Give the folder of one teacher.")
+        digests = {path.name: file_sha256(path) for path in files}
     typer.echo("[foundation.digests]")
-    for path in files:
-        typer.echo(f'"{path.name}" = "{file_sha256(path)}"')
+    for name, digest in digests.items():
+        typer.echo(f'"{name}" = "{digest}"')
 
 
 @app.command()
@@ -194,31 +183,38 @@ def task(
     """Train one more task on a frozen base from a CSV file of labels; the joined pack is the base's next release."""
     torch.set_num_threads(threads)
     console = Console(stderr=True)
-    try:
+    with _said():
+        signing_key = _checked_key(key, out)
         opened = open_pack(base, trust, allow_unvalidated=True)
-        manifest = make_task(
-            TaskFiles(recipe, labels, data), opened, key or _own_key(out / "keys"), out, Shown(console)
-        )
-    except InsiteError as error:
-        console.print(f"insite-export: {error}", highlight=False, markup=False)
-        raise typer.Exit(INPUT_ERROR) from error
+        manifest = make_task(TaskFiles(recipe, labels, data), opened, signing_key, out, Shown(console))
     typer.echo(f"{out / manifest.name}-{manifest.release} {manifest.digest}")
 
 
 @app.command()
 def keygen(out: Annotated[Path, typer.Option(help="Folder for the new key pair.")]) -> None:
     """Make a key pair that signs packs; keep the private half offline."""
-    try:
+    with _said():
         pair = generate_keys(out)
-    except InsiteError as error:
-        typer.echo(f"insite-export: {error}", err=True)
-        raise typer.Exit(INPUT_ERROR) from error
     typer.echo(f"Keep secret: {pair.private}\nTrust in settings: {pair.public}")
 
 
-def _own_key(folder: Path) -> Path:
-    present = folder / PRIVATE_KEY
-    return present if present.is_file() else generate_keys(folder).private
+@contextmanager
+def _said() -> Iterator[None]:
+    """Ends the command with a sentence where something can't be used, or the disk is full: what is finished stays."""
+    try:
+        yield
+    except (InsiteError, OSError) as error:
+        Console(stderr=True).print(f"insite-export: {error}", highlight=False, markup=False)
+        raise typer.Exit(INPUT_ERROR) from error
+
+
+def _checked_key(key: Path | None, out: Path) -> Path:
+    """The key that will sign, hours before it does: the given one, or one that is made in `out/keys`."""
+    present = key or out / "keys" / PRIVATE_KEY
+    if key is None and not present.is_file():
+        return generate_keys(present.parent).private
+    check_private_key(present)
+    return present
 
 
 def main() -> None:

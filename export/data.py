@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -54,15 +55,23 @@ def samples_from_csv(path: Path, section: DataSection, seed: int) -> tuple[Sampl
     Rows whose licence bars commercial use (`nc` other than 0) or asks for share-alike are left out.
 
     Raises:
-        InputError: A column is missing, a patient is in both splits, or a task has one class only.
+        InputError: The file can't be read, a column is missing, a value is none of the known ones, a patient is in both
+            splits, or a task has one class only.
     """
-    with path.open(newline="") as stream:
-        reader = csv.DictReader(stream)
-        for column in COLUMNS:
-            if column not in (reader.fieldnames or ()):
-                raise InputError(f"{path} has no column {column!r}.", "Add the column, or use the README's layout.")
-        rows = [row for row in reader if row["nc"] == "0" and not row["licence"].startswith(_SHARE_ALIKE)]
-    samples = tuple(_sample(row, section, seed) for row in rows)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            for column in COLUMNS:
+                if column not in (reader.fieldnames or ()):
+                    raise InputError(f"{path} has no column {column!r}.", "Add the column, or use the README's layout.")
+            rows = [{name: row[name] or "" for name in COLUMNS} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"The labels {path} can't be read: {error}.", "Give a CSV file in UTF-8.") from error
+    samples = tuple(
+        _sample(f"{path}, line {number}", row, section, seed)
+        for number, row in enumerate(rows, start=2)
+        if row["nc"] == "0" and not row["licence"].startswith(_SHARE_ALIKE)
+    )
     refuse_leakage(samples)
     for split in SPLITS:
         for task in ("adult", "paediatric"):
@@ -80,21 +89,21 @@ def refuse_leakage(samples: Iterable[Sample]) -> None:
     splits: dict[str, set[str]] = defaultdict(set)
     for sample in samples:
         splits[sample.person].add(sample.split)
-    leaking = sorted(person for person, where in splits.items() if len(where) > 1)
+    leaking = [person for person, where in splits.items() if len(where) > 1]
     if leaking:
         raise InputError(
-            f"{len(leaking)} patients are in more than one split, for instance {leaking[0]!r}.",
-            "Give all images of a patient the same split.",
+            f"{len(leaking)} patients are in more than one split.",
+            "Give all images of a patient the same split; their names are in the column `patient_id`.",
         )
 
 
-def _sample(row: dict[str, str], section: DataSection, seed: int) -> Sample:
+def _sample(where: str, row: dict[str, str], section: DataSection, seed: int) -> Sample:
     dataset = DATASETS.get(row["dataset"])
     if dataset is None:
-        raise InputError(f"Unknown dataset {row['dataset']!r}.", f"Known: {', '.join(DATASETS)}.")
+        raise InputError(f"{where}: the dataset is {row['dataset']!r}.", f"Known: {', '.join(DATASETS)}.")
     if row["split"] not in ("train", "val"):
-        raise InputError(f"{row['file']} has the split {row['split']!r}.", "It must be train or val.")
-    label = int(row["abnormal"]) if row["abnormal"] else None
+        raise InputError(f"{where}: the split is {row['split']!r}.", "It must be train or val.")
+    label = _label(where, row["abnormal"].strip())
     return Sample(
         file=row["file"],
         mask=row["mask"],
@@ -102,11 +111,27 @@ def _sample(row: dict[str, str], section: DataSection, seed: int) -> Sample:
         split=_split(row, section.tune_percent, seed),
         patient=row["patient_id"],
         sex=row["sex"],
-        age=float(row["age"]) if row["age"] else None,
+        age=_age(where, row["age"].strip()),
         view=row["view"],
         adult=label if dataset == "nih" else None,
         paediatric=label if dataset == "kermany" else None,
     )
+
+
+def _label(where: str, text: str) -> int | None:
+    if text not in {"", "0", "1"}:
+        raise InputError(f"{where}: abnormal is {text!r}.", "It must be 0, 1 or empty for not known.")
+    return int(text) if text else None
+
+
+def _age(where: str, text: str) -> float | None:
+    try:
+        age = float(text) if text else None
+    except ValueError:
+        age = math.nan
+    if age is not None and not 0.0 <= age < math.inf:
+        raise InputError(f"{where}: the age is no number of years.", "Give one such as 50, or nothing for not known.")
+    return age
 
 
 def _split(row: dict[str, str], tune_percent: int, seed: int) -> str:

@@ -88,7 +88,7 @@ def distil(
         taught = taught_loss(outputs, projected.projection(outputs.embedding), advice, section)
         return supervised_loss(outputs, batch) + taught
 
-    run = Training(data, recipe.input, recipe.student, recipe.pack.seed + 1, out, say)
+    run = Training(data, recipe.input, recipe.student, recipe.pack.seed + 1, out, say, "student")
     train(projected, student, run, loss_of, out / WEIGHTS)
 
 

@@ -3,8 +3,6 @@
 A teacher is the slow part of a distillation and always says the same of the same picture: it is asked once.
 """
 
-import errno
-import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -23,6 +21,7 @@ from torch import Tensor
 from appliance.domain.errors import InputError, StorageFullError
 from appliance.domain.manifest import InputSpec
 from export.augment import augmented
+from export.disk import FULL, write_whole
 from export.images import ImageSet
 from export.progress import Progress
 from export.teachers.contract import Teacher
@@ -35,7 +34,6 @@ MAKERS = 8
 OPEN_SHARDS = 64
 """Files that a reader keeps open for each teacher; a process may have about a thousand."""
 Write = Callable[[Path, bytes], None]
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -66,20 +64,6 @@ class Views:
     def pictures(self, rows: Sequence[int], pool: Executor) -> Tensor:
         """Pictures as uint8 [len(rows), 1, rows, columns], made by the threads of a pool."""
         return torch.from_numpy(np.stack(list(pool.map(self.picture, rows)))[:, None])
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(path)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -217,7 +201,7 @@ def _write(name: str, plan: Caching, shard: int, data: bytes, left: int) -> None
     try:
         plan.write(shard_path(plan.folder, shard), data)
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         raise StorageFullError(
             f"The disk is full: {plan.folder} lacks {left} shards of {len(data) / 1e6:.1f} MB of {name}.",

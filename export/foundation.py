@@ -148,9 +148,7 @@ class _Course:
             store = FeatureStore(self.folders.root / features_of(teacher))
             path = out / f"{teacher.name}.scaling.safetensors"
             if self.ranks.first and not path.is_file():
-                draft = path.with_suffix(".partial")
-                save_scaling(draft, fitted_scaling(self.section.scaling, store, len(self.views)))
-                draft.replace(path)
+                save_scaling(path, fitted_scaling(self.section.scaling, store, len(self.views)))
             self.ranks.wait()
             targets.append(Target(teacher.name, teacher.weight, store, load_scaling(path)))
         encoder = started(self.recipe, self.section, self.checkpoints)

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from appliance.domain.manifest import InputSpec
 from export.artefacts import write_json
+from export.disk import save_whole
 from export.ensemble import Member, ensemble_from_files
 from export.phantoms import phantom
 from export.runner import Runner
@@ -51,7 +52,7 @@ def make_golden(
                 arrays[f"{precision}/{task}/{name}"] = stored(name, values)
     for task, scores in _teacher_scores(inputs, teachers).items():
         arrays[f"teacher/{task}/score"] = scores
-    save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, out / ARRAYS)
+    save_whole(out / ARRAYS, save({name: np.ascontiguousarray(values) for name, values in arrays.items()}))
     cases = [{"name": f"synthetic chest-like phantom {seed}", "synthetic": True} for seed in SEEDS]
     write_json(out / CASES, {"cases": cases, "tolerance": TOLERANCE})
 

@@ -16,10 +16,17 @@ from appliance.domain.manifest import InputSpec
 from appliance.imaging.model_input import model_input_from_display
 from export.artefacts import digest_of_values, file_sha256, read_json, write_json
 from export.data import Sample, samples_from_csv
+from export.disk import new_pictures, save_array
 from export.recipe import Recipe
 
 INSIDE = 127
 """Grey level above which a stretched mask counts as drawn."""
+UNREADABLE = "unreadable.json"
+NOT_A_PICTURE = (OSError, InputError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What is raised for a file that is no picture, is damaged or far too large; Pillow has no error of its own for all."""
+NAMED = 3
+_EIGHT_BITS = ("L", "LA", "P", "PA", "RGB", "RGBA")
+"""Pillow's modes whose grey levels it brings to 0 to 255 as they are; it cuts those of deeper ones off at 255."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -46,12 +53,11 @@ def prepare(recipe: Recipe, data: Path, out: Path) -> None:
     """The data step: labels and images of a folder that holds `labels.csv` into arrays.
 
     Raises:
-        InputError: More images than the recipe bounds can't be read; the others are listed in `unreadable.json`.
+        InputError: More images than the recipe bounds can't be read; `unreadable.json` lists them, here as elsewhere.
+        StorageFullError: There is too little room for the pictures.
     """
     samples = samples_from_csv(data / "labels.csv", recipe.data, recipe.pack.seed)
-    images = np.lib.format.open_memmap(
-        out / "images.npy", mode="w+", dtype=np.uint8, shape=(len(samples), recipe.input.rows, recipe.input.columns)
-    )
+    images = new_pictures(out / "images.npy", (len(samples), recipe.input.rows, recipe.input.columns))
     kept: list[Sample] = []
     masks: list[NDArray[np.uint8]] = []
     mask_of: list[int] = []
@@ -60,21 +66,26 @@ def prepare(recipe: Recipe, data: Path, out: Path) -> None:
         try:
             images[len(kept)] = input_from_file(data / sample.file, recipe.input)
             mask = mask_from_file(data / sample.mask, recipe.data.mask_side) if sample.mask else None
-        except (OSError, InputError) as error:
+        except NOT_A_PICTURE as error:
             unreadable.append({"file": sample.file, "reason": str(error)})
             continue
         kept.append(sample)
         mask_of.append(-1 if mask is None else len(masks))
         if mask is not None:
             masks.append(mask)
-    _refuse_too_many(unreadable, len(samples), recipe.data.unreadable_percent_max)
+    write_json(out / UNREADABLE, unreadable)
+    refuse_too_many(unreadable, len(samples), recipe.data.unreadable_percent_max, out / UNREADABLE)
     images.flush()
     side = recipe.data.mask_side
-    np.save(out / "masks.npy", np.stack(masks) if masks else np.zeros((0, side, side), np.uint8))
+    save_array(out / "masks.npy", np.stack(masks) if masks else np.zeros((0, side, side), np.uint8))
     write_json(
         out / "samples.json", [dataclasses.asdict(s) | {"mask_row": m} for s, m in zip(kept, mask_of, strict=True)]
     )
-    write_json(out / "unreadable.json", unreadable)
+
+
+def left_out(count: int, listed: Path) -> str:
+    """The sentence on images that can't be read and are not too many."""
+    return f"{count} images can't be read and are left out; {listed} names them."
 
 
 def source_digests(samples: Iterable[Sample], data: Path) -> dict[str, dict[str, Any]]:
@@ -110,8 +121,17 @@ def image_set(folder: Path) -> ImageSet:
 
 
 def input_from_file(path: Path, spec: InputSpec) -> NDArray[np.uint8]:
-    """A grey JPEG or PNG as the encoder reads it: uint8 [rows, columns]."""
+    """A JPEG or PNG as the encoder reads it, grey: uint8 [rows, columns].
+
+    Raises:
+        InputError: It is not of 8 bits, grey, coloured or with a palette.
+    """
     with Image.open(path) as picture:
+        if picture.mode not in _EIGHT_BITS:
+            raise InputError(
+                f"{path} is no 8-bit grey or colour picture (Pillow's mode {picture.mode}).",
+                "Convert it to 8-bit grey with the window that it is read with.",
+            )
         display = np.asarray(picture.convert("L"), dtype=np.float32) / 255.0
     return model_input_from_display(display, spec)
 
@@ -123,10 +143,16 @@ def mask_from_file(path: Path, side: int) -> NDArray[np.uint8]:
     return (np.asarray(stretched) > INSIDE).astype(np.uint8)
 
 
-def _refuse_too_many(unreadable: Sequence[dict[str, str]], total: int, percent: float) -> None:
+def refuse_too_many(unreadable: Sequence[dict[str, str]], total: int, percent: float, listed: Path) -> None:
+    """Refuse data of which too much can't be read; `listed` is where all of it is named.
+
+    Raises:
+        InputError: More than `percent` of `total` images; the first few are named.
+    """
     if len(unreadable) * 100.0 > percent * total:
-        first = unreadable[0]
+        more = len(unreadable) - NAMED
+        names = ", ".join(each["file"] for each in unreadable[:NAMED]) + (f" and {more} more" if more > 0 else "")
         raise InputError(
-            f"{len(unreadable)} of {total} images can't be read, for instance {first['file']}: {first['reason']}",
-            "Repair the data; the recipe bounds unreadable_percent_max.",
+            f"{len(unreadable)} of {total} images can't be read: {names}.",
+            f"Read in {listed} why; repair the data, or raise unreadable_percent_max in the recipe.",
         )

@@ -1,22 +1,26 @@
 """The training loop that teacher and student share: balanced batches, AdamW, cosine, EMA, checkpoints."""
 
+import io
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import InputSpec
 from export.augment import augmented
 from export.device import training_device
+from export.disk import save_whole
 from export.images import ImageSet
 from export.recipe import StudentSection, TeacherSection
 from export.student import MultiTaskNet, Outputs, use_channels_last
@@ -128,7 +132,10 @@ class Phase:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Training:
-    """What a run needs beside the net: data, numbers, where to keep checkpoints, how to tell of progress."""
+    """What a run needs beside the net: data, numbers, where to keep checkpoints, how to tell of progress.
+
+    `name` is the section's in the recipe, for who has to change it.
+    """
 
     data: ImageSet
     spec: InputSpec
@@ -136,6 +143,7 @@ class Training:
     seed: int
     folder: Path
     say: Callable[[str], None]
+    name: str
 
 
 def phases_of(section: TeacherSection | StudentSection) -> tuple[Phase, ...]:
@@ -162,11 +170,21 @@ def train(net: nn.Module, core: MultiTaskNet, run: Training, loss_of: Callable[[
     ends in the same weights as one that was not (on a GPU near them: see `training_device`). What was finished is
     thrown away only when `weights` is written. A trained net stays where `training_device` says; what is written can
     be read anywhere.
+
+    Raises:
+        SettingsError: The batch is too large for the GPU's memory.
+        StorageFullError: The disk is full; the last checkpoint stays.
     """
     if not weights.is_file():
-        partial = weights.with_suffix(".partial")
-        save_file(_trained(net, core, run, loss_of), partial)
-        partial.replace(weights)
+        try:
+            state = _trained(net, core, run, loss_of)
+        except torch.OutOfMemoryError as error:
+            raise SettingsError(
+                f"The GPU's memory is too small for {run.name}.batch = {run.section.batch} of the recipe.",
+                "Give a smaller one, which trains anew; or run the same command where more memory is free, on a larger "
+                "GPU or with fewer --jobs: it goes on from the last checkpoint.",
+            ) from error
+        save_whole(weights, save(state))
     (run.folder / CHECKPOINT).unlink(missing_ok=True)
     for phase in phases_of(run.section):
         (run.folder / f"{phase.name}.pt").unlink(missing_ok=True)
@@ -184,9 +202,7 @@ def _trained(
         net.load_state_dict(torch.load(files[done - 1], map_location="cpu", weights_only=True))
     for number, phase in enumerate(phases[done:], start=done):
         core.load_state_dict(_train_phase(net, core, run, phase, loss_of, seed=run.seed + 1000 * number))
-        partial = files[number].with_suffix(".partial")
-        torch.save(net.state_dict(), partial)
-        partial.replace(files[number])
+        save_state(files[number], net.state_dict())
     return {name: value.cpu().contiguous() for name, value in core.state_dict().items()}
 
 
@@ -278,9 +294,18 @@ def _save(
         "optimiser": optimiser.state_dict(),
         "average": average,
     }
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    save_state(path, state)
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write what `torch.load` reads; torch's own writer names no reason when the disk is full.
+
+    Raises:
+        StorageFullError: As `save_whole`.
+    """
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    save_whole(path, stream.getvalue())
 
 
 def _resume(

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from appliance.domain.errors import InputError
-from export.artefacts import digest_of_values, file_sha256, run_step
+from export.artefacts import digest_of_values, file_sha256, read_json, run_step
 from export.attribution import Attribution
 from export.calibrate import calibrate
 from export.data import samples_from_csv
@@ -19,7 +19,7 @@ from export.folds_report import cross_validate
 from export.folds_training import Folds
 from export.foundation import Folders, learn_from_foundations
 from export.golden import make_golden
-from export.images import ImageSet, image_set, prepare, source_digests
+from export.images import UNREADABLE, ImageSet, image_set, left_out, prepare, source_digests
 from export.negatives import gather
 from export.pack import Parts, pack
 from export.progress import Progress
@@ -126,12 +126,16 @@ class Line:
     def prepared(self) -> str:
         """Do the step `data` and return its digest."""
         recipe, values = self.recipe, as_json(self.recipe)
-        return self._step(
+        digest = self._step(
             "data",
             (values["data"], values["input"], recipe.pack.seed, file_sha256(self._labels())),
             lambda out: prepare(recipe, self.radiographs, out),
             read=digest_of_values(self.sources),
         )
+        unreadable = self._of("data") / UNREADABLE
+        if count := len(read_json(unreadable)):
+            self.say(left_out(count, unreadable))
+        return digest
 
     @cached_property
     def sources(self) -> dict[str, dict[str, Any]]:

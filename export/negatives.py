@@ -17,6 +17,7 @@ from appliance.domain.manifest import InputSpec
 from appliance.imaging.model_input import model_input_from_display
 from export.artefacts import write_json
 from export.augment import drawn
+from export.disk import save_array
 from export.images import image_set
 from export.recipe import Recipe
 
@@ -59,7 +60,7 @@ def gather(recipe: Recipe, data: Path, prepared: Path, out: Path) -> None:
     for split, count in (("train", recipe.guard.made_per_kind_train), ("val", recipe.guard.made_per_kind_val)):
         images = [radiographs.images[index] for index in radiographs.select(split=split)]
         found += made_negatives(images, split, count, rng)
-    np.save(out / "negatives.npy", np.stack([negative.image for negative in found]))
+    save_array(out / "negatives.npy", np.stack([negative.image for negative in found]))
     write_json(out / "negatives.json", [{"kind": negative.kind, "split": negative.split} for negative in found])
 
 

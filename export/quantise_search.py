@@ -18,8 +18,8 @@ import onnx
 from numpy.typing import NDArray
 
 from export.artefacts import write_json
+from export.disk import save_whole
 from export.exact_input import with_exact_input
-from export.feature_cache import write_whole
 from export.fp8 import fp8_from_int8
 from export.graph_in_torch import refuse_operators
 from export.images import ImageSet
@@ -254,7 +254,7 @@ def _aware_graph(
         steps, seed = recipe.quantise.aware_steps, recipe.pack.seed
         lesson = Lesson(data.images, data.select(split="train"), heads, steps, seed)
         graph = fine_tuned(bench.graph, rounded, lesson, say)
-        write_whole(path, graph.SerializeToString(deterministic=True))
+        save_whole(path, graph.SerializeToString(deterministic=True))
     return onnx.load(path)
 
 

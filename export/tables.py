@@ -254,13 +254,20 @@ def guard_tables(
     ]  # fmt: skip
 
 
-def source_table(sources: Mapping[str, Mapping[str, Any]]) -> Table:
-    """What the files held that everything was made of, as `images.source_digests` found them."""
+def source_table(sources: Mapping[str, Mapping[str, Any]], unreadable: int) -> Table:
+    """What the files held that everything was made of, as `images.source_digests` found them.
+
+    Args:
+        sources: By data set.
+        unreadable: How many of the images could not be read.
+    """
+    left_out = f" {unreadable} of these images could not be read and were left out." if unreadable else ""
     return {
         "title": "Data that was read",
         "columns": ["data set", "images", "masks", "SHA-256"],
         "rows": [[name, each["images"], each["masks"], each["sha256"]] for name, each in sources.items()],
-        "note": "Files that the labels name. The digest is over the SHA-256 of every file, by name, as JSON.",
+        "note": "Files that the labels name. The digest is over the SHA-256 of every file, by name, as JSON."
+        + left_out,
     }
 
 

@@ -51,5 +51,6 @@ def teach(
     def loss_of(batch: Batch) -> torch.Tensor:
         return supervised_loss(net(batch.image), batch)
 
-    run = Training(data, recipe.input, section, seed, out, say)
+    name = "second_teacher" if section is recipe.second_teacher else "teacher"
+    run = Training(data, recipe.input, section, seed, out, say, name)
     train(net, net, run, loss_of, out / WEIGHTS)

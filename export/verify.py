@@ -17,7 +17,7 @@ from export.ensemble import Member, ensemble_from_files
 from export.gate import PASS, Rule, verdict, with_waivers
 from export.gate_rules import Accuracy, Quantised, Subgroup, accuracy_rules, quantised_rules, shortcut_rules
 from export.html_report import html_report, worst_case_pictures
-from export.images import ImageSet, image_set
+from export.images import UNREADABLE, ImageSet, image_set
 from export.latency import Ratio, compare
 from export.layout import ENGINE_RECORD, SEARCH_RECORD
 from export.metrics import (
@@ -278,7 +278,7 @@ def _tables(
         engine_table(read_json(inputs.engines / ENGINE_RECORD)),
         *audited.tables,
         *guard_tables(best.said, data, best.wrong, measured.kinds, best.points[GUARD], seed=recipe.pack.seed),
-        source_table(inputs.sources),
+        source_table(inputs.sources, len(read_json(inputs.data / UNREADABLE))),
     ]
 
 

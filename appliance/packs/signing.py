@@ -22,6 +22,7 @@ PRIVATE_KEY = "signing-key.pem"
 PUBLIC_KEY = "signing-key.pub.pem"
 
 _KEY_KIND = "Give a PEM file of an unencrypted private key on the curve P-256, P-384 or P-521."
+_CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _MALFORMED = (
     ValueError,
     KeyError,
@@ -66,6 +67,21 @@ def generate_keys(folder: Path) -> KeyPair:
         key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
     return pair
+
+
+def check_private_key(private_key: Path) -> None:
+    """Find out whether a key can sign, before there is anything to be signed.
+
+    Raises:
+        SignatureError: The key can't be used.
+    """
+    try:
+        key = serialization.load_pem_private_key(private_key.read_bytes(), None)
+        usable = isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _CURVES
+    except (*_MALFORMED, OSError) as error:
+        raise SignatureError(f"The private key {private_key} can't be read: {error}.", _KEY_KIND) from error
+    if not usable:
+        raise SignatureError(f"The private key {private_key} is of another kind than signs packs.", _KEY_KIND)
 
 
 def sign_pack(folder: Path, private_key: Path) -> Path:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from appliance.domain.errors import InputError
 from appliance.domain.manifest import PackManifest
 from export.artefacts import write_json
 from export.augment import augmented
-from export.images import input_from_file, mask_from_file
+from export.disk import new_pictures
+from export.images import NOT_A_PICTURE, UNREADABLE, input_from_file, mask_from_file, refuse_too_many
 from export.progress import Progress
 from export.runner import BATCH, Runner
 from export.task_head.labels import Case
@@ -21,7 +21,6 @@ from export.task_head.recipe import SEGMENTATION, TaskRecipe
 
 Half = NDArray[np.float16]
 EMBEDDING = "embedding"
-UNREADABLE = "unreadable.json"
 PYRAMID = 4
 """Feature maps that a mask decoder reads."""
 
@@ -54,8 +53,7 @@ def read_pictures(cases: Sequence[Case], data: Path, base: PackManifest, recipe:
         InputError: More images than the recipe bounds can't be read.
     """
     total, side = sum(len(case.files) for case in cases), recipe.training.mask_side
-    size = (base.input.rows, base.input.columns)
-    images = np.lib.format.open_memmap(out / "images.npy", mode="w+", dtype=np.uint8, shape=(total, *size))
+    images = new_pictures(out / "images.npy", (total, base.input.rows, base.input.columns))
     kept: list[Case] = []
     rows: list[tuple[int, ...]] = []
     masks: list[NDArray[np.uint8]] = []
@@ -68,7 +66,7 @@ def read_pictures(cases: Sequence[Case], data: Path, base: PackManifest, recipe:
                 images[used] = input_from_file(data / file, base.input)
                 if case.mask:
                     masks.append(mask_from_file(data / case.mask, side))
-            except (OSError, InputError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            except NOT_A_PICTURE as error:
                 unreadable.append({"file": file, "reason": str(error)})
                 continue
             own.append(used)
@@ -77,11 +75,7 @@ def read_pictures(cases: Sequence[Case], data: Path, base: PackManifest, recipe:
             kept.append(case)
             rows.append(tuple(own))
     write_json(out / UNREADABLE, unreadable)
-    if len(unreadable) * 100.0 > recipe.training.unreadable_percent_max * total:
-        raise InputError(
-            f"{len(unreadable)} of {total} images can't be read, for instance {unreadable[0]['file']}.",
-            f"Read {out / UNREADABLE}; the task's recipe bounds unreadable_percent_max.",
-        )
+    refuse_too_many(unreadable, total, recipe.training.unreadable_percent_max, out / UNREADABLE)
     stacked = np.stack(masks) if masks else np.zeros((0, side, side), np.uint8)
     return Pictures(tuple(kept), tuple(rows), images[:used], stacked)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from appliance.domain.errors import BaseMismatchError, GateError, InputError
 from appliance.domain.manifest import PackManifest, TaskManifest, Validation, VerifiedPack
@@ -23,6 +23,7 @@ from appliance.packs.manifest_json import GATE_REPORT, MANIFEST, task_manifest_p
 from appliance.packs.manifest_parsing import task_manifest_from_json
 from appliance.packs.signing import sign_pack
 from export.artefacts import read_json, replace_folder, write_json
+from export.disk import save_whole
 from export.golden import ARRAYS, stored
 from export.runner import Runner
 from export.sbom import extended_bill
@@ -149,7 +150,7 @@ def _extend_golden(base: PackManifest, task: TaskManifest, folder: Path) -> None
         outputs = Runner(folder, variant.file, [task.name]).run(arrays["inputs"])[task.name]
         for output, values in outputs.items():
             arrays[f"{variant.precision}/{task.name}/{output}"] = stored(output, values)
-    save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, path)
+    save_whole(path, save({name: np.ascontiguousarray(values) for name, values in arrays.items()}))
 
 
 def _extend_report(task: TrainedTask, folder: Path) -> None:
@@ -189,6 +190,8 @@ def _extend_card(task: TrainedTask, folder: Path) -> None:
         "",
         NOT_MEASURED,
     ]
+    if unreadable := task.report.get("unreadable_images"):
+        lines[-1:-1] = [f"{unreadable} of its images could not be read and were left out.", ""]
     added = "\n".join(lines) + "\n"
     path.write_text(text + added)
     (folder / "tasks" / manifest.name / path.name).write_text(added.lstrip().replace("## Added task", "# Task", 1))

@@ -8,10 +8,11 @@ from appliance.domain.errors import InputError
 from appliance.domain.manifest import OperatingPoint, PackManifest, TaskKind, TaskManifest, Validation, VerifiedPack
 from export.artefacts import digest_of_values, file_sha256, read_json, run_step
 from export.gate import FAIL, PASS, Rule
+from export.images import UNREADABLE, left_out
 from export.pack import graph_outputs
 from export.progress import Progress
 from export.runner import Runner
-from export.task_head.features import UNREADABLE, Pictures, View, features, outputs_read_by, read_pictures
+from export.task_head.features import Pictures, View, features, outputs_read_by, read_pictures
 from export.task_head.graphs import HEAD, write_graphs
 from export.task_head.join import joined, trained_task, write_task
 from export.task_head.labels import cases_from_csv, refuse_one_class
@@ -60,6 +61,8 @@ def make_task(files: TaskFiles, base: VerifiedPack, private_key: Path, out: Path
 
     run_step(root, STEP, inputs, work)
     task = trained_task(root / STEP / "made")
+    if task.report["unreadable_images"]:
+        progress.say(left_out(task.report["unreadable_images"], root / STEP / UNREADABLE))
     progress.say(str(task.report["summary"]))
     return joined(base, task, private_key, out / f"{base.manifest.name}-{base.manifest.release + 1}")
 

@@ -26,19 +26,21 @@ class Checkpoint:
         kind: Its kind, which says where the files are published.
         folder: Where the files lie.
         digests: File name to hex SHA-256; other files are never read.
+        licence: As the recipe states it; said of a kind whose publisher is not known.
     """
 
-    def __init__(self, name: str, kind: str, folder: Path, digests: Mapping[str, str]) -> None:
+    def __init__(self, name: str, kind: str, folder: Path, digests: Mapping[str, str], licence: str = "") -> None:
         self.name = name
         self.kind = kind
         self.folder = folder
         self.digests = digests
+        self.licence = licence
 
     def path(self, file: str) -> Path:
         """A pinned file, checked.
 
         Raises:
-            InputError: It is missing or differs from its digest; who publishes it, under which licence, is said.
+            InputError: It is missing or differs from its digest; `where` it comes from is said.
             SettingsError: The recipe does not pin it.
         """
         pinned = self.digests.get(file, "")
@@ -64,10 +66,11 @@ class Checkpoint:
             self.path(file)
 
     def where(self) -> str:
-        """The sentence that says where the files are published, and under which licence."""
+        """The sentence that says under which licence the files are, and where they are published, if that is known."""
         known = PUBLICATIONS.get(self.kind)
         if known is None:
-            return "Put the file there, or correct `checkpoint` and its digests in the recipe."
+            licence = f"Licence, as the recipe states it: {self.licence}. " if self.licence else ""
+            return f"{licence}Put the file there, or correct `checkpoint` and its digests in the recipe."
         return f"Published by {known.origin}; licence: {known.licence}. Put its files into {self.folder}."
 
     def values(self, file: str) -> dict[str, Any]:

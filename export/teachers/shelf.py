@@ -46,7 +46,8 @@ def teacher_from_recipe(section: FoundationTeacher, others: Sequence[FoundationT
 
 def checkpoint_of(section: FoundationTeacher, checkpoints: Path) -> Checkpoint:
     """The files that a recipe's teacher is read from."""
-    return Checkpoint(section.name, section.kind, checkpoints / section.checkpoint, section.digests)
+    folder = checkpoints / section.checkpoint
+    return Checkpoint(section.name, section.kind, folder, section.digests, section.licence)
 
 
 def _built(section: FoundationTeacher, known: Mapping[str, FoundationTeacher], checkpoints: Path) -> Teacher:

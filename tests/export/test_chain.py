@@ -213,10 +213,11 @@ def test_a_full_disk_is_said(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("export.images.np.save", full)
+    monkeypatch.setattr("export.disk.os.fsync", full)
     result = CliRunner().invoke(app, ["run", str(tiny_recipe), "--data", str(tiny_data), "--out", str(tmp_path)])
     assert result.exit_code == 2
-    assert "No space left on device" in result.output
+    assert "No space is left to write" in result.output
+    assert "run the same command again" in " ".join(result.output.split())
     assert not (tmp_path / "tiny.steps" / "data").exists()
 
 

@@ -1,18 +1,24 @@
 """Labels are checked before an image is read, and unreadable images are listed and bounded."""
 
+import codecs
 import csv
+import io
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from appliance.domain.errors import InputError
 from export.artefacts import DONE, read_json, write_json
 from export.data import samples_from_csv
-from export.images import image_set, prepare, source_digests
+from export.images import image_set, input_from_file, prepare, source_digests
 from export.line import Line
 from export.progress import Silent
 from export.recipe import Recipe, recipe_from_toml
+from export.tables import source_table
 
 Rows = list[dict[str, str]]
 
@@ -52,8 +58,56 @@ def test_a_leaking_patient_is_refused(tmp_path: Path, tiny_rows: Rows, recipe: R
     """No patient is in training and in validation."""
     val = next(row for row in tiny_rows if row["split"] == "val")
     val["patient_id"] = next(r for r in tiny_rows if r["dataset"] == val["dataset"])["patient_id"]
-    with pytest.raises(InputError, match="more than one split"):
+    with pytest.raises(InputError, match="1 patients are in more than one split") as caught:
         samples_from_csv(written(tmp_path, tiny_rows), recipe.data, recipe.pack.seed)
+    assert val["patient_id"] not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dataset": "elsewhere"}, "the dataset is 'elsewhere'"),
+        ({"split": "test"}, "the split is 'test'"),
+        ({"abnormal": "yes"}, "abnormal is 'yes'"),
+        ({"abnormal": "2"}, "abnormal is '2'"),
+        ({"age": "50Y"}, "the age is no number of years"),
+        ({"age": "nan"}, "the age is no number of years"),
+        ({"age": "-1"}, "the age is no number of years"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_line(
+    tmp_path: Path, tiny_rows: Rows, recipe: Recipe, change: dict[str, str], said: str
+) -> None:
+    """The file and the line say where to look, and nobody's number is repeated."""
+    tiny_rows[1] |= change
+    with pytest.raises(InputError, match=said) as caught:
+        samples_from_csv(written(tmp_path, tiny_rows), recipe.data, recipe.pack.seed)
+    assert "labels.csv, line 3" in str(caught.value)
+    assert tiny_rows[1]["patient_id"] not in str(caught.value)
+
+
+def test_a_file_that_is_no_csv_is_refused(tmp_path: Path, recipe: Recipe) -> None:
+    """Neither a missing file nor one of another encoding is a traceback."""
+    (tmp_path / "labels.csv").write_text("file,mask", encoding="utf-16")
+    for path in (tmp_path / "labels.csv", tmp_path / "absent.csv"):
+        with pytest.raises(InputError, match="can't be read"):
+            samples_from_csv(path, recipe.data, recipe.pack.seed)
+
+
+def test_labels_that_excel_saved_are_read(tmp_path: Path, tiny_rows: Rows, recipe: Recipe) -> None:
+    """The byte order mark that it puts in front of UTF-8 is no part of the first column's name."""
+    path = written(tmp_path, tiny_rows)
+    plain = samples_from_csv(path, recipe.data, recipe.pack.seed)
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert samples_from_csv(path, recipe.data, recipe.pack.seed) == plain
+
+
+def test_a_row_that_is_cut_short_is_not_read(tmp_path: Path, tiny_rows: Rows, recipe: Recipe) -> None:
+    """A last line without a licence is left out, as one that does not say that commercial use is allowed."""
+    path = written(tmp_path, tiny_rows)
+    with path.open("a") as stream:
+        stream.write("images/cut.jpg,\n")
+    assert len(samples_from_csv(path, recipe.data, recipe.pack.seed)) == len(tiny_rows)
 
 
 def test_rows_that_bar_commercial_use_or_ask_for_share_alike_are_not_read(
@@ -74,26 +128,100 @@ def test_a_covid_case_is_no_label_of_an_image(tmp_path: Path, tiny_rows: Rows, r
     assert all(sample.adult is None and sample.paediatric is None for sample in others)
 
 
-def test_an_unreadable_image_is_listed(tmp_path: Path, tiny_data: Path, recipe: Recipe) -> None:
-    """One damaged image of forty is left out and named; the others are prepared."""
+def png(mode: str) -> bytes:
+    """A PNG of a mode of Pillow's, from black to white."""
+    stream = io.BytesIO()
+    Image.linear_gradient("L").convert(mode).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def with_a_bad_chunk() -> bytes:
+    """A PNG whose pixels break off, with no chunk behind them."""
+    data = png("L")
+    start = data.index(b"IDAT")
+    pixels = data[start : start + 34]
+    return data[: start - 4] + struct.pack(">I", 30) + pixels + struct.pack(">I", zlib.crc32(pixels)) + bytes(12)
+
+
+def bomb() -> bytes:
+    """A PNG that says it is a thousand times as large as anything that a scanner makes."""
+    data = bytearray(png("L"))
+    start = data.index(b"IHDR")
+    data[start + 4 : start + 12] = struct.pack(">II", 65_000, 65_000)
+    data[start + 17 : start + 21] = struct.pack(">I", zlib.crc32(data[start : start + 17]))
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        pytest.param(b"no picture", "cannot identify", id="no picture"),
+        pytest.param(with_a_bad_chunk(), "broken PNG", id="bad chunk"),
+        pytest.param(bomb(), "decompression bomb", id="bomb"),
+        pytest.param(png("I;16"), "no 8-bit grey or colour picture", id="16 bits"),
+        pytest.param(png("1"), "no 8-bit grey or colour picture", id="1 bit"),
+    ],
+)
+def test_an_unreadable_image_is_listed(
+    tmp_path: Path, tiny_data: Path, recipe: Recipe, content: bytes, reason: str
+) -> None:
+    """One image of forty that is damaged, far too large or not of 8 bits is left out and named; the others are not."""
     shutil.copytree(tiny_data, tmp_path / "data")
-    (tmp_path / "data" / "images" / "000.jpg").write_bytes(b"no picture")
+    (tmp_path / "data" / "images" / "000.jpg").write_bytes(content)
     out = tmp_path / "out"
     out.mkdir()
     prepare(recipe, tmp_path / "data", out)
-    assert [each["file"] for each in read_json(out / "unreadable.json")] == ["images/000.jpg"]
+    (listed,) = read_json(out / "unreadable.json")
+    assert listed["file"] == "images/000.jpg"
+    assert reason in listed["reason"]
     prepared = image_set(out)
     assert len(prepared.samples) == len(prepared.images)
     assert "images/000.jpg" not in {sample.file for sample in prepared.samples}
 
 
-def test_too_many_unreadable_images_stop_the_export(tmp_path: Path, tiny_data: Path, recipe: Recipe) -> None:
-    """Beyond the recipe's bound the data is refused with a count."""
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA"])
+def test_a_picture_of_eight_bits_is_read(tmp_path: Path, recipe: Recipe, mode: str) -> None:
+    """Grey, coloured or with a palette, with or without transparency."""
+    (tmp_path / "picture.png").write_bytes(png(mode))
+    assert input_from_file(tmp_path / "picture.png", recipe.input).shape == (512, 512)
+
+
+def test_too_many_unreadable_images_stop_the_export(tmp_path: Path, tiny_data: Path, tiny_recipe: Path) -> None:
+    """Beyond the recipe's bound the data is refused with a count and some names; all are listed where it says."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    files = sorted(str(path.relative_to(data)) for path in (data / "images").iterdir())[:5]
+    for file in files:
+        (data / file).write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"5 of 38 images can't be read: images/000\.jpg, .* and 2 more") as caught:
+        Line(tiny_recipe, data, tmp_path, Silent()).prepared()
+    listed = tmp_path / "tiny.steps" / "data.partial" / "unreadable.json"
+    assert str(listed) in caught.value.way_forward
+    assert [each["file"] for each in read_json(listed)] == files
+
+
+class Heard(Silent):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.said.append(text)
+
+
+def test_how_many_images_were_left_out_is_said(tmp_path: Path, tiny_data: Path, tiny_recipe: Path) -> None:
+    """Each time, also when the step is not done again, and where the report says what was read."""
     shutil.copytree(tiny_data, tmp_path / "data")
-    for path in sorted((tmp_path / "data" / "images").iterdir())[:5]:
-        path.write_bytes(b"no picture")
-    with pytest.raises(InputError, match="5 of 38 images"):
-        prepare(recipe, tmp_path / "data", tmp_path)
+    (tmp_path / "data" / "images" / "000.jpg").write_bytes(b"no picture")
+    for _ in range(2):
+        heard = Heard()
+        line = Line(tiny_recipe, tmp_path / "data", tmp_path, heard)
+        line.prepared()
+        assert [text for text in heard.said if "1 images can't be read and are left out" in text]
+    assert "1 of these images could not be read" in source_table(line.sources, 1)["note"]
+    assert "could not be read" not in source_table(line.sources, 0)["note"]
 
 
 def test_a_changed_picture_or_mask_makes_the_step_run_anew(tmp_path: Path, tiny_data: Path, tiny_recipe: Path) -> None:

@@ -15,7 +15,8 @@ from rich.console import Console
 from torch import Tensor
 
 from appliance.domain.errors import InputError, StorageFullError
-from export.feature_cache import SHARD, Caching, FeatureStore, cache_features, shard_path, write_whole
+from export.disk import write_whole
+from export.feature_cache import SHARD, Caching, FeatureStore, cache_features, shard_path
 from export.progress import Shown, Silent
 from export.teachers.contract import Seen, Teacher
 from tests.export.cache_child import PICTURES, Counting, numbered_views

@@ -1,6 +1,7 @@
 """A training that is killed goes on, and ends in the weights of one that was not."""
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from appliance.domain.errors import SettingsError, StorageFullError
 from export.images import image_set, prepare
 from export.learning import Batch, Training, supervised_loss, train
 from export.recipe import Recipe, TeacherSection, recipe_from_toml, section_from_table
@@ -82,7 +84,7 @@ def trained(data: tuple[Recipe, Path], folder: Path, reaper: Reaper) -> dict[str
         return supervised_loss(net(batch.image), batch)
 
     section = section_from_table("teacher", TeacherSection, SECTION)
-    run = Training(image_set(prepared), recipe.input, section, recipe.pack.seed, folder, lambda _: None)
+    run = Training(image_set(prepared), recipe.input, section, recipe.pack.seed, folder, lambda _: None, "teacher")
     train(net, net, run, loss_of, folder / "teacher.safetensors")
     return load_file(folder / "teacher.safetensors")
 
@@ -123,3 +125,35 @@ def test_a_batch_that_can_not_be_made_ends_the_training(
     monkeypatch.setattr("export.learning._batch", broken)
     with pytest.raises(OSError, match="the pictures are gone"):
         trained(data, tmp_path, Reaper())
+
+
+def test_too_little_gpu_memory_names_the_batch(data: tuple[Recipe, Path], tmp_path: Path) -> None:
+    """The section of the recipe and its batch are named, and what can be done."""
+
+    class Cramped(Reaper):
+        def __call__(self) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(SettingsError, match=r"teacher\.batch = 2 .*smaller one.*larger GPU"):
+        trained(data, tmp_path, Cramped())
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    data: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint, a phase or the weights that can't be written end in a sentence; what was written before stays."""
+    monkeypatch.setattr("export.learning.CHECKPOINT_EVERY", CHECKPOINT_EVERY)
+    kept = {0: [], 1: ["checkpoint.pt"], 5: ["checkpoint.pt", "finish.pt", "learn.pt", "settle.pt"]}
+    for written, names in kept.items():
+        left = iter(range(written))
+
+        def full_after_some(_: int, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        folder = tmp_path / str(written)
+        folder.mkdir()
+        monkeypatch.setattr("export.disk.os.fsync", full_after_some)
+        with pytest.raises(StorageFullError, match="No space is left to write"):
+            trained(data, folder, Reaper())
+        assert sorted(path.name for path in folder.iterdir()) == names

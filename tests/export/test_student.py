@@ -104,7 +104,7 @@ def test_a_recipe_names_a_student_that_learns(tiny_data: Path, tiny_recipe: Path
     def loss_of(batch: Batch) -> torch.Tensor:
         return supervised_loss(net(batch.image), batch)
 
-    run = Training(image_set(tmp_path), recipe.input, recipe.student, 0, tmp_path, lambda _: None)
+    run = Training(image_set(tmp_path), recipe.input, recipe.student, 0, tmp_path, lambda _: None, "student")
     train(net, net, run, loss_of, tmp_path / "student.safetensors")
     learned = load_file(tmp_path / "student.safetensors")
     assert all(torch.isfinite(value).all() for value in learned.values())

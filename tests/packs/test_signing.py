@@ -5,9 +5,11 @@ import stat
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from appliance.domain.errors import PackContentError, SignatureError
-from appliance.packs.signing import generate_keys, sign_pack, verify_signature
+from appliance.packs.signing import check_private_key, generate_keys, sign_pack, verify_signature
 from tests.fakes.tiny_pack import TinyPack, tiny_pack
 
 
@@ -106,3 +108,20 @@ def test_a_key_that_cannot_sign_is_named(pack: TinyPack) -> None:
     """A public key given as a private one is refused, with what is needed."""
     with pytest.raises(SignatureError, match="unencrypted private key"):
         sign_pack(pack.folder, pack.keys.public)
+
+
+@pytest.mark.parametrize("kind", ["absent", "public", "encrypted", "RSA", "another curve"])
+def test_a_key_is_checked_before_there_is_anything_to_sign(pack: TinyPack, tmp_path: Path, kind: str) -> None:
+    """Whoever signs at the end of a long run asks at its beginning; a key that signs passes."""
+    check_private_key(pack.keys.private)
+    path = tmp_path / "key.pem"
+    keys = {"RSA": rsa.generate_private_key(65537, 2048), "another curve": ec.generate_private_key(ec.SECP256K1())}
+    if kind == "public":
+        path = pack.keys.public
+    elif kind != "absent":
+        locked = kind == "encrypted"
+        key = serialization.load_pem_private_key(pack.keys.private.read_bytes(), None) if locked else keys[kind]
+        lock = serialization.BestAvailableEncryption(b"secret") if locked else serialization.NoEncryption()
+        path.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock))
+    with pytest.raises(SignatureError, match=f"{path.name} .*unencrypted private key"):
+        check_private_key(path)

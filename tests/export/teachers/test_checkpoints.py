@@ -64,6 +64,15 @@ def test_a_missing_file_is_named_with_its_publisher_and_licence(
     assert licence in caught.value.way_forward
 
 
+@pytest.mark.parametrize("kind", ["timm", "transformers", "classifier"])
+def test_a_missing_file_of_another_kind_is_named_with_the_recipes_licence(tmp_path: Path, kind: str) -> None:
+    """Who publishes it is the recipe's affair; the licence that it states is said."""
+    digests = {"model.safetensors": "0" * 64}
+    teacher = FoundationTeacher("other", kind, "CC BY 4.0", research_only=False, weight=1.0, digests=digests)
+    with pytest.raises(InputError, match=r"lacks .*model\.safetensors.* the recipe states it: CC BY 4\.0\."):
+        teacher_from_recipe(teacher, [teacher], tmp_path)
+
+
 def test_an_altered_file_is_refused(folder: Path) -> None:
     """One other byte, and the file is not the pinned one."""
     teacher = section(folder, "medsam", "medsam")
