@@ -12,6 +12,7 @@ from pathlib import Path
 
 from appliance.daemons.asked_daemon import tls_files
 from appliance.daemons.descriptors import raise_descriptor_limit
+from appliance.daemons.gpu_loss import GpuLoss
 from appliance.daemons.pack_keeper import PackKeeper
 from appliance.daemons.runtimes import PROGRESS_FILE, engine_store, orders_for, runtimes_of, write_progress
 from appliance.domain.engine_file import EngineHost
@@ -65,6 +66,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         where = settings.inference.metrics or f"unix://{settings.state / METRICS_SOCKET}"
         if where != OFF:
             stack.enter_context(MetricsServer(where, lambda: metrics_text(runner, monitor.state())))
+        runner.when_failing(stack.enter_context(GpuLoss(monitor.state, keeper.refresh)).failed)
         clear_drafts(store.built)  # the socket is ours, so no other daemon builds here
         file = settings.state / PROGRESS_FILE
         builds = stack.enter_context(EngineBuilds(lambda progress: write_progress(file, progress), keeper.refresh))
