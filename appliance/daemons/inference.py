@@ -25,6 +25,7 @@ from appliance.inference.memory import give_back, use_few_arenas
 from appliance.inference.metrics import metrics_text
 from appliance.inference.metrics_server import OFF, MetricsServer
 from appliance.inference.nvml import GpuMonitor
+from appliance.inference.onnxruntime_cpu import Crowd
 from appliance.inference.runner import PackRunner
 from appliance.inference.scheduler import QueueLimits
 from appliance.inference.server import InferenceServer
@@ -52,7 +53,8 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         monitor = stack.enter_context(GpuMonitor())
         host = host_of(monitor.state())
         store = engine_store(settings)
-        make = partial(_runtimes, settings, host, store, monitor)
+        # One for what serves and what is tried beside it: a trial takes no thread from the patients' images.
+        make = partial(_runtimes, settings, host, store, monitor, Crowd())
         runner = stack.enter_context(PackRunner((), limits=limits, runtimes=make()))
         keeper = PackKeeper(settings, runner, lambda: PackRunner((), runtimes=make()), log)
         keeper.start(stop)
@@ -81,8 +83,10 @@ def _changed(server: InferenceServer) -> None:
     give_back()
 
 
-def _runtimes(settings: Settings, host: EngineHost, store: EngineStore, monitor: GpuMonitor) -> tuple[Runtime, ...]:
-    return runtimes_of(settings, host, store, monitor.state)
+def _runtimes(
+    settings: Settings, host: EngineHost, store: EngineStore, monitor: GpuMonitor, crowd: Crowd
+) -> tuple[Runtime, ...]:
+    return runtimes_of(settings, host, store, monitor.state, crowd=crowd)
 
 
 def address_of(settings: Settings) -> Address:

@@ -80,7 +80,7 @@ class PackKeeper:
         self._loading = ""
         self._found: Sequence[VerifiedPack | PackProblem] = ()
         threads = settings.inference.threads or usable_cpus()
-        self._measured = Measured(settings.state / MEASURED_FILE, machine_name(threads))
+        self._measured = Measured(settings.state / MEASURED_FILE, machine_name(threads), runner.traffic)
         self._marks = load_marks(settings)
 
     def when_changed(self, changed: Callable[[], None]) -> None:

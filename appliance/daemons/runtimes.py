@@ -21,7 +21,7 @@ from appliance.inference.engine_builds import BuildOrder, BuildProgress
 from appliance.inference.engine_file import checked_engine
 from appliance.inference.engine_store import EngineStore
 from appliance.inference.engine_trial import try_engine
-from appliance.inference.onnxruntime_cpu import OnnxRuntimeCpu
+from appliance.inference.onnxruntime_cpu import Crowd, OnnxRuntimeCpu
 from appliance.inference.onnxruntime_cuda import OnnxRuntimeCuda
 from appliance.inference.sound_gpu import check_sound
 from appliance.inference.tensorrt_engine import TENSORRT_RTX, TensorRt
@@ -55,8 +55,14 @@ def runtimes_of(
     store: EngineStore,
     gpu: Callable[[], GpuState | None],
     library: Any = None,
+    *,
+    crowd: Crowd | None = None,
 ) -> tuple[Runtime, ...]:
-    """What this machine can run graphs on, best first; ONNX Runtime on the CPU is always among them."""
+    """What this machine can run graphs on, best first; ONNX Runtime on the CPU is always among them.
+
+    Args:
+        crowd: Shared by all who compute on this machine's CPUs.
+    """
     found: list[Runtime] = []
     for name, _ in host.runtimes:
         cuda: Callable[[], Cuda] = cache(CudaRuntime)
@@ -66,7 +72,7 @@ def runtimes_of(
         state = gpu()
         budget = int(state.free_bytes * ARENA_SHARE) if state is not None else 0
         found.append(OnnxRuntimeCuda(budget, check=lambda: check_sound(gpu())))
-    found.append(OnnxRuntimeCpu(settings.inference.threads or run_threads()))
+    found.append(OnnxRuntimeCpu(settings.inference.threads or run_threads(), crowd))
     return tuple(found)
 
 

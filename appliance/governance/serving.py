@@ -126,8 +126,10 @@ def _batching(pack: VerifiedPack, runner: PackRunner, choice: Choice, measured: 
     known = measured.find(pack.manifest.digest, choice)
     if known is not None:
         return known
+    undisturbed = measured.traffic.from_here()
     batching = runner.measure(pack.manifest.name)
-    measured.keep(pack.manifest.digest, choice, batching)
+    if undisturbed():
+        measured.keep(pack.manifest.digest, choice, batching)
     return batching
 
 

@@ -35,6 +35,7 @@ from appliance.inference.shadow import ShadowComparison
 from appliance.inference.shadows import Shadows
 from appliance.inference.statistics import Statistics
 from appliance.inference.tensors import Array, check_input, described
+from appliance.inference.traffic import Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ class PackRunner:
         self.differences = ShadowComparison()
         self._swapping = Lock()
         self.statistics = Statistics()
+        self.traffic = Traffic()
         self._failing: Callable[[str], None] = lambda _: None
         self._lanes = Lanes(limits or QueueLimits(), self._work, self._give_up, clock)
         self._shadows = Shadows(self._lanes)
@@ -342,7 +344,8 @@ class PackRunner:
         for ask in batch:
             ask.payload.timing.queue = now - ask.arrived
         pack: LoadedPack = batch[0].key  # type: ignore[assignment]
-        pack.answer([(ask.payload, ask.contents) for ask in batch])
+        with self.traffic.batch():
+            pack.answer([(ask.payload, ask.contents) for ask in batch])
         if pack.on_device and any(ask.payload.failed for ask in batch):
             self._failing(pack.manifest.name)
         self.statistics.batch([(ask.payload, len(ask.contents)) for ask in batch], self._clock() - now)
