@@ -12,6 +12,7 @@ from pathlib import Path
 
 from appliance.daemons.asked_daemon import tls_files
 from appliance.daemons.descriptors import raise_descriptor_limit
+from appliance.daemons.gpu_loss import GpuLoss
 from appliance.daemons.pack_keeper import PackKeeper
 from appliance.daemons.runtimes import PROGRESS_FILE, engine_store, orders_for, runtimes_of, write_progress
 from appliance.domain.engine_file import EngineHost
@@ -24,6 +25,7 @@ from appliance.inference.memory import give_back, use_few_arenas
 from appliance.inference.metrics import metrics_text
 from appliance.inference.metrics_server import OFF, MetricsServer
 from appliance.inference.nvml import GpuMonitor
+from appliance.inference.onnxruntime_cpu import Crowd
 from appliance.inference.runner import PackRunner
 from appliance.inference.scheduler import QueueLimits
 from appliance.inference.server import InferenceServer
@@ -51,7 +53,8 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         monitor = stack.enter_context(GpuMonitor())
         host = host_of(monitor.state())
         store = engine_store(settings)
-        make = partial(_runtimes, settings, host, store, monitor)
+        # One for what serves and what is tried beside it: a trial takes no thread from the patients' images.
+        make = partial(_runtimes, settings, host, store, monitor, Crowd())
         runner = stack.enter_context(PackRunner((), limits=limits, runtimes=make()))
         keeper = PackKeeper(settings, runner, lambda: PackRunner((), runtimes=make()), log)
         keeper.start(stop)
@@ -65,6 +68,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         where = settings.inference.metrics or f"unix://{settings.state / METRICS_SOCKET}"
         if where != OFF:
             stack.enter_context(MetricsServer(where, lambda: metrics_text(runner, monitor.state())))
+        runner.when_failing(stack.enter_context(GpuLoss(monitor.state, keeper.refresh)).failed)
         clear_drafts(store.built)  # the socket is ours, so no other daemon builds here
         file = settings.state / PROGRESS_FILE
         builds = stack.enter_context(EngineBuilds(lambda progress: write_progress(file, progress), keeper.refresh))
@@ -79,8 +83,10 @@ def _changed(server: InferenceServer) -> None:
     give_back()
 
 
-def _runtimes(settings: Settings, host: EngineHost, store: EngineStore, monitor: GpuMonitor) -> tuple[Runtime, ...]:
-    return runtimes_of(settings, host, store, monitor.state)
+def _runtimes(
+    settings: Settings, host: EngineHost, store: EngineStore, monitor: GpuMonitor, crowd: Crowd
+) -> tuple[Runtime, ...]:
+    return runtimes_of(settings, host, store, monitor.state, crowd=crowd)
 
 
 def address_of(settings: Settings) -> Address:

@@ -10,10 +10,12 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 from appliance.domain.errors import PackError, UnknownModelError
 from appliance.domain.manifest import PackManifest, VerifiedPack
+from appliance.governance.load_marks import LoadMarks
 from appliance.governance.measured import Measured, machine_name
 from appliance.governance.selection import Selected, in_order, read_selection
 from appliance.governance.serving import Serving, serve_best
@@ -26,6 +28,7 @@ from appliance.telemetry import Logger
 
 PACKS_FILE = Path("run", "packs.json")
 MEASURED_FILE = Path("run", "measured.json")
+LOADING_FOLDER = Path("run", "loading")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,8 @@ class PackKeeper:
         self._loading = ""
         self._found: Sequence[VerifiedPack | PackProblem] = ()
         threads = settings.inference.threads or usable_cpus()
-        self._measured = Measured(settings.state / MEASURED_FILE, machine_name(threads))
+        self._measured = Measured(settings.state / MEASURED_FILE, machine_name(threads), runner.traffic)
+        self._marks = load_marks(settings)
 
     def when_changed(self, changed: Callable[[], None]) -> None:
         """Say whom to tell that packs came or went."""
@@ -189,7 +193,7 @@ class PackKeeper:
             if pack.manifest.release == selected.shadow:
                 try:
                     with self._trial() as trial:
-                        serving = serve_best(pack, trial, self._measured)
+                        serving = serve_best(pack, trial, self._measured, self._marks)
                         self._runner.adopt_shadow(trial, name)
                 except PackError as error:
                     self._note(_listed(pack.manifest, "", "refused", str(error)))
@@ -223,7 +227,7 @@ class PackKeeper:
         name = pack.manifest.name
         try:
             with self._trial() as trial:
-                serving = serve_best(pack, trial, self._measured)
+                serving = serve_best(pack, trial, self._measured, self._marks)
                 self._runner.adopt(trial, name)
         except PackError as error:
             self._note_failed(pack.manifest, str(error))
@@ -302,6 +306,11 @@ class PackKeeper:
             write_statuses(self._settings.state / PACKS_FILE, self.statuses())
         except OSError as error:  # a full disk stops no inference; who serves is told over the protocol all the same
             self._log.error("the list of packs can't be written", reason=str(error))
+
+
+def load_marks(settings: Settings) -> LoadMarks:
+    """Where the daemon marks what it is loading."""
+    return LoadMarks(settings.state / LOADING_FOLDER, version("insite"))
 
 
 def write_statuses(file: Path, statuses: Sequence[PackStatus]) -> None:

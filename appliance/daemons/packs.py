@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from appliance.daemons.pack_keeper import load_marks
 from appliance.domain.errors import InferenceUnavailableError, InsiteError, PackError
 from appliance.domain.manifest import VerifiedPack
 from appliance.governance.installing import install_pack, prepare_folder, remove_pack
@@ -61,8 +62,9 @@ def install(settings: Settings, source: Path) -> VerifiedPack:
 
 
 def activate(settings: Settings, name: str, release: int) -> str:
-    """Let a release serve, and say how it went."""
-    _release(settings, name, release)
+    """Let a release serve, and say how it went; one that brought the daemon down before is tried again."""
+    pack = _release(settings, name, release)
+    load_marks(settings).lift(pack.manifest.digest)
     return _changed(
         settings, name, lambda selected: selected.activated(release), f"Release {release} of {name} serves."
     )

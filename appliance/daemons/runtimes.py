@@ -21,8 +21,9 @@ from appliance.inference.engine_builds import BuildOrder, BuildProgress
 from appliance.inference.engine_file import checked_engine
 from appliance.inference.engine_store import EngineStore
 from appliance.inference.engine_trial import try_engine
-from appliance.inference.onnxruntime_cpu import OnnxRuntimeCpu
+from appliance.inference.onnxruntime_cpu import Crowd, OnnxRuntimeCpu
 from appliance.inference.onnxruntime_cuda import OnnxRuntimeCuda
+from appliance.inference.sound_gpu import check_sound
 from appliance.inference.tensorrt_engine import TENSORRT_RTX, TensorRt
 from appliance.packs.signing import verify_file
 from appliance.settings import Settings
@@ -30,7 +31,7 @@ from appliance.settings import Settings
 ENGINES_FOLDER = Path("run", "engines")
 PROGRESS_FILE = Path("run", "engines.json")
 ARENA_SHARE = 0.5
-"""Part of the GPU's free memory that one graph of ONNX Runtime may take."""
+"""Part of the GPU's free memory that the graphs of one pack may take together on ONNX Runtime."""
 
 
 def engine_store(settings: Settings) -> EngineStore:
@@ -49,18 +50,29 @@ def engine_store(settings: Settings) -> EngineStore:
 
 
 def runtimes_of(
-    settings: Settings, host: EngineHost, store: EngineStore, gpu: Callable[[], GpuState | None], library: Any = None
+    settings: Settings,
+    host: EngineHost,
+    store: EngineStore,
+    gpu: Callable[[], GpuState | None],
+    library: Any = None,
+    *,
+    crowd: Crowd | None = None,
 ) -> tuple[Runtime, ...]:
-    """What this machine can run graphs on, best first; ONNX Runtime on the CPU is always among them."""
+    """What this machine can run graphs on, best first; ONNX Runtime on the CPU is always among them.
+
+    Args:
+        crowd: Shared by all who compute on this machine's CPUs.
+    """
     found: list[Runtime] = []
     for name, _ in host.runtimes:
         cuda: Callable[[], Cuda] = cache(CudaRuntime)
         trial = partial(try_engine, name)
         found.append(TensorRt(name, store, host, cuda, gpu=gpu, trial=trial, library=library))
-    state = gpu()
-    if state is not None and state.sound:
-        found.append(OnnxRuntimeCuda(int(state.free_bytes * ARENA_SHARE)))
-    found.append(OnnxRuntimeCpu(settings.inference.threads or run_threads()))
+    if host.compute_capability is not None:  # a GPU that was lost since is offered, to be refused with the reason
+        state = gpu()
+        budget = int(state.free_bytes * ARENA_SHARE) if state is not None else 0
+        found.append(OnnxRuntimeCuda(budget, check=lambda: check_sound(gpu())))
+    found.append(OnnxRuntimeCpu(settings.inference.threads or run_threads(), crowd))
     return tuple(found)
 
 

@@ -88,6 +88,10 @@ class GateError(PackError):
     """The gate report is missing or refuses the pack, or the golden cases do not reproduce on this machine."""
 
 
+class CrashedLoadError(GateError):
+    """The process that loaded the pack in this way before died of it."""
+
+
 class EngineFileError(PackContentError):
     """An engine file can't be built, or may not be loaded here; `refusal` says which of the two and why."""
 

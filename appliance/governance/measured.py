@@ -8,11 +8,12 @@ import json
 import os
 import platform
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from appliance.inference.runner import Choice
 from appliance.inference.scheduler import Batching
+from appliance.inference.traffic import Traffic
 from appliance.telemetry import logger_for
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -35,10 +36,13 @@ class Measured:
     Attributes:
         file: Where; its folder must be there.
         machine: See `machine_name`.
+        traffic: Of who serves on this machine: a time that was taken beside others holds for this life of the daemon,
+            and is not remembered.
     """
 
     file: Path
     machine: str
+    traffic: Traffic = field(default_factory=Traffic)
 
     def find(self, pack_digest: str, choice: Choice) -> Batching | None:
         """What was measured before, or None."""

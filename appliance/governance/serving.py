@@ -5,11 +5,13 @@ serves: a quantised encoder that is not faster than the less quantised one has n
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from appliance.domain.errors import EngineFileError, GateError, PackContentError
 from appliance.domain.manifest import VerifiedPack
 from appliance.governance.activation import ActivationReport, activate
+from appliance.governance.load_marks import LoadMarks
 from appliance.governance.measured import Measured
 from appliance.inference.runner import Choice, PackRunner
 from appliance.inference.scheduler import Batching
@@ -42,12 +44,15 @@ class _Passed:
     batching: Batching
 
 
-def serve_best(pack: VerifiedPack, runner: PackRunner, measured: Measured | None = None) -> Serving:
+def serve_best(
+    pack: VerifiedPack, runner: PackRunner, measured: Measured | None = None, marks: LoadMarks | None = None
+) -> Serving:
     """Load a pack into a runner in the fastest way that passes activation.
 
     Args:
         measured: Where measurements are remembered; without it nothing is measured, and the first way of the manifest
             that passes serves.
+        marks: Where it is marked what is being loaded; a way that brought a process down is left out.
 
     Raises:
         PackContentError: No variant fits this machine, a graph can't be loaded, or the name is taken.
@@ -56,13 +61,14 @@ def serve_best(pack: VerifiedPack, runner: PackRunner, measured: Measured | None
     """
     choices = runner.choices(pack)
     if len(choices) < 2 or measured is None:  # noqa: PLR2004 - nothing to choose from
-        return _first_that_passes(pack, runner, choices, measured)
+        return _first_that_passes(pack, runner, choices, measured, marks)
     rejected: list[Rejection] = []
     passed: list[_Passed] = []
     problems: list[GateError | EngineFileError | PackContentError] = []
     for choice in choices:
         try:
-            passed.append(_tried(pack, runner, choice, measured))
+            with _marked(marks, pack, choice):
+                passed.append(_tried(pack, runner, choice, measured))
         except (GateError, EngineFileError, PackContentError) as error:
             problems.append(error)
             rejected.append(Rejection(choice.precision, str(error), choice.runtime))
@@ -75,29 +81,39 @@ def serve_best(pack: VerifiedPack, runner: PackRunner, measured: Measured | None
         Rejection(each.choice.precision, _slower(each, best), each.choice.runtime)
         for each in passed[: passed.index(best)]
     ]
-    runner.add(pack, best.choice)
+    with _marked(marks, pack, best.choice):
+        runner.add(pack, best.choice)
     runner.set_batching(pack.manifest.name, best.batching)
     return Serving(best.report, tuple(rejected))
 
 
 def _first_that_passes(
-    pack: VerifiedPack, runner: PackRunner, choices: Sequence[Choice], measured: Measured | None
+    pack: VerifiedPack,
+    runner: PackRunner,
+    choices: Sequence[Choice],
+    measured: Measured | None,
+    marks: LoadMarks | None,
 ) -> Serving:
     rejected: list[Rejection] = []
     for choice in choices or (None,):
         try:
-            runner.add(pack, choice)
-            report = activate(pack, runner)
+            with _marked(marks, pack, choice):
+                runner.add(pack, choice)
+                report = activate(pack, runner)
+                if measured is not None and choice is not None:
+                    runner.set_batching(pack.manifest.name, _batching(pack, runner, choice, measured))
         except (GateError, EngineFileError) as error:
             runner.remove(pack.manifest.name)
             if choice is None or choice is choices[-1]:
                 raise
             rejected.append(Rejection(choice.precision, str(error), choice.runtime))
             continue
-        if measured is not None and choice is not None:
-            runner.set_batching(pack.manifest.name, _batching(pack, runner, choice, measured))
         return Serving(report, tuple(rejected))
     raise AssertionError("the last choice serves or raises")
+
+
+def _marked(marks: LoadMarks | None, pack: VerifiedPack, choice: Choice | None) -> AbstractContextManager[None]:
+    return nullcontext() if marks is None or choice is None else marks.during(pack.manifest, choice)
 
 
 def _tried(pack: VerifiedPack, runner: PackRunner, choice: Choice, measured: Measured) -> _Passed:
@@ -110,8 +126,10 @@ def _batching(pack: VerifiedPack, runner: PackRunner, choice: Choice, measured: 
     known = measured.find(pack.manifest.digest, choice)
     if known is not None:
         return known
+    undisturbed = measured.traffic.from_here()
     batching = runner.measure(pack.manifest.name)
-    measured.keep(pack.manifest.digest, choice, batching)
+    if undisturbed():
+        measured.keep(pack.manifest.digest, choice, batching)
     return batching
 
 

@@ -81,6 +81,15 @@ class HoldsThreads(Protocol):
 
 
 @runtime_checkable
+class SharesMemory(Protocol):
+    """A runtime that lays a limit on the device's memory for each engine, so that a pack's engines must share one."""
+
+    def shared_by(self, engines: int) -> Runtime:
+        """The same runtime, each of whose engines takes one of so many equal parts."""
+        ...
+
+
+@runtime_checkable
 class SideBySide(Protocol):
     """A runtime whose engines compute several batches at once in the time of one: on a CPU, one on each core."""
 

@@ -5,8 +5,10 @@ standard output. However it ends, a half-built engine is never seen: the file ap
 """
 
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +27,12 @@ LOWEST = 19
 """nice(2): whatever serves comes first."""
 ATTEMPTS = 2
 """A build that fails twice in one life of the daemon is left alone: ONNX Runtime serves."""
+BUILD_SECONDS = 3600.0
+"""A build takes seconds; one that hangs must not hold up the others for ever. An hour leaves room for a model a hundred
+times the size of ours, on a machine whose processors everybody else has first."""
+EASIEST_TO_KILL = 1000
+"""proc(5), oom_score_adj: when the unit's memory runs out it is the builder that ends, not the daemon."""
+_PR_SET_PDEATHSIG = 1
 _OUR_FAULT = "The daemon failed; its log says why."
 
 
@@ -65,6 +73,7 @@ class EngineBuilds:
         told: Called at each change, by one thread at a time.
         built: Called with the pack's name when the last of its engines that were ordered is done, and any is new.
         command: In place of our own child, in tests.
+        seconds: How long a child may build.
     """
 
     def __init__(
@@ -73,10 +82,12 @@ class EngineBuilds:
         built: Callable[[str], None],
         *,
         command: Sequence[str] = (sys.executable, "-m", "appliance.inference.engine_builds"),
+        seconds: float = BUILD_SECONDS,
     ) -> None:
         self._told = told
         self._built = built
         self._command = tuple(command)
+        self._seconds = seconds
         self._log = logger_for("inference")
         self._changed = threading.Condition()
         self._telling = threading.Lock()
@@ -204,6 +215,8 @@ class EngineBuilds:
                 return f"The building process can't be started: {error}."
         process = self._process
         reason = "It ended without a word."
+        late = threading.Timer(self._seconds, process.kill)
+        late.start()
         try:
             with process:
                 with contextlib.suppress(BrokenPipeError):
@@ -212,22 +225,23 @@ class EngineBuilds:
                 for line in process.stdout or ():
                     reason = self._heard(order, line, reason)
         finally:
+            out_of_time = late.finished.is_set()
+            late.cancel()
             with self._changed:
                 self._process = None
             clear_drafts(order.engine.parent, process.pid)
-        if process.returncode < 0:
-            return f"The building process died of signal {-process.returncode}."
-        if process.returncode > 0:
-            return reason
-        if order.is_good is not None and not order.is_good():
-            return "It was built, and does not fit this machine."
-        return "" if _is_there(order.engine) else reason
+        if out_of_time and process.returncode < 0:
+            return f"It was not done after {self._seconds:g} s."
+        return _ending(order, process.returncode, reason)
 
     def _heard(self, order: BuildOrder, line: str, reason: str) -> str:
         try:
             said = json.loads(line)
             if "reason" in said:
                 return str(said["reason"])
+            if "in_the_way" in said:
+                self._log.warning("a builder is in the way of others", reason=str(said["in_the_way"]))
+                return reason
             phase, step, steps = str(said["phase"]), int(said["step"]), int(said["steps"])
         except (ValueError, TypeError, KeyError):  # a word of the library's own
             return reason
@@ -249,27 +263,56 @@ class EngineBuilds:
 
 
 def main() -> int:
-    """Build what standard input orders, at the lowest priority."""
-    with contextlib.suppress(OSError):  # the unit's filter of system calls leaves priorities to the service manager
-        os.nice(LOWEST)
+    """Build what standard input orders, at the lowest priority, for as long as the daemon lives."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for step_back in (_come_last, _die_first):
+        try:
+            step_back()
+        except OSError as error:  # a sandbox may forbid it: better a build that is in the way than none
+            _say(in_the_way=f"{step_back.__name__[1:]}: {error}")
     order = json.load(sys.stdin)
+    if os.getppid() != order["daemon"]:  # it was gone before we asked to be told
+        return 1
     plan = BuildPlan(**{**order["plan"], "compute_capabilities": tuple(order["plan"]["compute_capabilities"])})
 
     def told(phase: str, step: int, steps: int) -> bool:
-        sys.stdout.write(json.dumps({"phase": phase, "step": step, "steps": steps}) + "\n")
-        sys.stdout.flush()
+        _say(phase=phase, step=step, steps=steps)
         return True
 
     try:
         build_engine(Path(order["graph"]).read_bytes(), Path(order["engine"]), plan, progress=told)
     except (EngineFileError, OSError) as error:
-        sys.stdout.write(json.dumps({"reason": str(error)}) + "\n")
+        _say(reason=str(error))
         return 1
     return 0
 
 
+def _say(**words: object) -> None:
+    sys.stdout.write(json.dumps(words) + "\n")
+    sys.stdout.flush()
+
+
+def _come_last() -> None:
+    os.nice(LOWEST)
+
+
+def _die_first() -> None:
+    Path("/proc/self/oom_score_adj").write_text(str(EASIEST_TO_KILL), encoding="ascii")
+
+
 def _values(order: BuildOrder) -> dict[str, Any]:
-    return {"graph": str(order.graph), "engine": str(order.engine), "plan": asdict(order.plan)}
+    return {"graph": str(order.graph), "engine": str(order.engine), "plan": asdict(order.plan), "daemon": os.getpid()}
+
+
+def _ending(order: BuildOrder, status: int, reason: str) -> str:
+    """Why a build that ended with a status failed, or nothing."""
+    if status < 0:
+        return f"The building process died of signal {-status}."
+    if status > 0:
+        return reason
+    if order.is_good is not None and not order.is_good():
+        return "It was built, and does not fit this machine."
+    return "" if _is_there(order.engine) else reason
 
 
 def _is_there(engine: Path) -> bool:

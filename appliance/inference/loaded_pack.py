@@ -20,13 +20,14 @@ from appliance.domain.manifest import (
     TensorSpec,
     VerifiedPack,
 )
-from appliance.inference.engine import Engine, HoldsThreads, Runtime, SideBySide
+from appliance.inference.engine import Engine, HoldsThreads, Runtime, SharesMemory, SideBySide
 from appliance.inference.features import EmbeddingCache, FeatureRow
 from appliance.inference.heads import head_outputs, joined
 from appliance.inference.question import Answering, Question, Source
 from appliance.inference.scheduler import Batching, Place
 from appliance.inference.tensors import MAX_BATCH, Array, Tensor, described, fits, not_finite
 
+CPU = "cpu"
 CACHED_IMAGES = 16
 """Enough for the tasks of the studies that are worked on at the same time; features are a few megabytes each."""
 
@@ -59,6 +60,8 @@ class LoadedPack:
         self._cache = EmbeddingCache(CACHED_IMAGES)
         self.batching = Batching()
         variant, runtime = choice
+        if isinstance(runtime, SharesMemory):
+            runtime = runtime.shared_by(1 + len(pack.manifest.tasks))
         self.place = place_of(runtime)
         self._working = runtime.working if isinstance(runtime, SideBySide) else nullcontext
         for_heads = runtime.for_heads() if isinstance(runtime, HoldsThreads) else runtime
@@ -91,6 +94,11 @@ class LoadedPack:
     def runtime(self) -> str:
         """The runtime that serves it."""
         return self._encoder.runtime
+
+    @property
+    def on_device(self) -> bool:
+        """Whether it is computed elsewhere than on the CPU."""
+        return self.place.device != CPU
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -285,7 +293,7 @@ def choices_of(manifest: PackManifest, runtimes: Sequence[Runtime]) -> tuple[tup
 
 def place_of(runtime: Runtime) -> Place:
     """Where a runtime's engines compute: the GPU takes one batch at a time, whoever's it is."""
-    return Place("cpu", runtime.lanes) if isinstance(runtime, SideBySide) else Place("device")
+    return Place(CPU, runtime.lanes) if isinstance(runtime, SideBySide) else Place("device")
 
 
 def tensor_of_input(spec: InputSpec) -> TensorSpec:

@@ -1,6 +1,6 @@
 """ONNX Runtime on the GPU, its tensors bound where they lie: features never leave the device between two graphs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,15 +41,39 @@ class OnnxRuntimeCuda:
     """Makes engines on one GPU.
 
     Args:
-        budget_bytes: How much of the GPU's memory the arena of a graph may take.
+        budget_bytes: How much of the GPU's memory the arenas of all engines together may take.
+        check: Called before each load; raises when nothing may be computed on the GPU.
+        engines: How many share the budget.
         provider, device: Others in tests: the binding is the same on every device.
     """
 
-    def __init__(self, budget_bytes: int, *, provider: str = PROVIDER, device: str = "cuda", name: str = NAME) -> None:
+    def __init__(
+        self,
+        budget_bytes: int,
+        *,
+        check: Callable[[], None] = lambda: None,
+        engines: int = 1,
+        provider: str = PROVIDER,
+        device: str = "cuda",
+        name: str = NAME,
+    ) -> None:
         self._budget = budget_bytes
+        self._check = check
+        self._engines = engines
         self._provider = provider
         self._device = device
         self._name = name
+
+    def shared_by(self, engines: int) -> "OnnxRuntimeCuda":
+        """See `SharesMemory`."""
+        return OnnxRuntimeCuda(
+            self._budget,
+            check=self._check,
+            engines=engines,
+            provider=self._provider,
+            device=self._device,
+            name=self._name,
+        )
 
     @property
     def name(self) -> str:
@@ -62,7 +86,12 @@ class OnnxRuntimeCuda:
         return str(onnxruntime.__version__)
 
     def load(self, graph: bytes, *, title: str, precision: str) -> "OnnxRuntimeCudaEngine":
-        """Make an engine; see `Runtime.load`."""
+        """Make an engine; see `Runtime.load`.
+
+        Raises:
+            EngineFileError: The GPU is not sound.
+        """
+        self._check()
         if self._provider not in onnxruntime.get_available_providers():
             raise PackContentError(
                 f"ONNX Runtime has no {self._provider} to load {title}.", "Install insite[gpu] on a machine with a GPU."
@@ -72,7 +101,7 @@ class OnnxRuntimeCuda:
         settings: dict[str, Any] = {}
         if self._provider == PROVIDER:
             load_beside()
-            settings = {"gpu_mem_limit": self._budget, **SETTINGS}
+            settings = {"gpu_mem_limit": self._budget // self._engines, **SETTINGS}
         try:
             session = onnxruntime.InferenceSession(
                 graph, options, providers=[(self._provider, settings)], enable_fallback=0

@@ -36,6 +36,7 @@ from appliance.inference.shadow import ShadowComparison
 from appliance.inference.shadows import Shadows
 from appliance.inference.statistics import Statistics
 from appliance.inference.tensors import Array, check_input, described
+from appliance.inference.traffic import Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,8 @@ class PackRunner:
         self.differences = ShadowComparison()
         self._swapping = Lock()
         self.statistics = Statistics()
+        self.traffic = Traffic()
+        self._failing: Callable[[str], None] = lambda _: None
         self._lanes = Lanes(limits or QueueLimits(), self._work, self._give_up, clock)
         self._shadows = Shadows(self._lanes)
         try:
@@ -165,6 +168,10 @@ class PackRunner:
             self._packs = {**self._packs, name: pack}
         if before is not None:
             self._retire(before)
+
+    def when_failing(self, failing: Callable[[str], None]) -> None:
+        """Say whom to tell, by a pack's name, that a question failed on a device; called in the lane's thread."""
+        self._failing = failing
 
     def give(self, name: str) -> LoadedPack:
         """Hand a pack over with its last request answered; whoever takes it closes it."""
@@ -342,7 +349,10 @@ class PackRunner:
         for ask in batch:
             ask.payload.timing.queue = now - ask.arrived
         pack: LoadedPack = batch[0].key  # type: ignore[assignment]
-        pack.answer([(ask.payload, ask.contents) for ask in batch])
+        with self.traffic.batch():
+            pack.answer([(ask.payload, ask.contents) for ask in batch])
+        if pack.on_device and any(ask.payload.failed for ask in batch):
+            self._failing(pack.manifest.name)
         self.statistics.batch([(ask.payload, len(ask.contents)) for ask in batch], self._clock() - now)
 
     def _give_up(self, ask: Ask, error: Exception) -> None:

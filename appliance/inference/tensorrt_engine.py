@@ -23,6 +23,7 @@ from appliance.inference.cuda import Cuda, DeviceArray
 from appliance.inference.described_engine import DescribedEngine, Description
 from appliance.inference.engine_file import checked_engine
 from appliance.inference.engine_store import EngineStore
+from appliance.inference.sound_gpu import check_sound
 from appliance.inference.tensors import DTYPES, Array, Tensor
 
 TENSORRT = "tensorrt"
@@ -128,11 +129,8 @@ class TensorRt:
 
     def _check_gpu(self, metadata: EngineMetadata, title: str) -> None:
         state = self._gpu()
-        if state is not None and not state.sound:
-            raise EngineFileError(
-                f"The GPU reported errors ({state.ecc_errors or 0} of its memory, XIDs {list(state.xid_errors)}).",
-                "ONNX Runtime serves on the CPU until the GPU was looked at and reset.",
-            )
+        if state is not None:
+            check_sound(state)
         needed = metadata.size_bytes * ENGINE_MEMORY + SPARE_BYTES
         if state is not None and state.free_bytes < needed:
             raise EngineFileError(

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from appliance.daemons.inference import run
 from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import EncoderVariant, Validation
+from appliance.inference.onnxruntime_cpu import Crowd, OnnxRuntimeCpu
 from appliance.settings import Settings
 from tests.fakes.inference_daemon import running, settings_for
 from tests.fakes.tiny_pack import bright_picture, rewritten, tiny_pack
@@ -157,6 +158,23 @@ def test_a_precision_that_gave_way_is_said(tmp_path: Path) -> None:
         (status,) = listed(settings)
     assert (status["state"], status["precision"]) == ("active", "fp32")
     assert status["reason"].startswith("int8 was rejected: golden/cases.safetensors has no int8/lungs/mask")
+
+
+def test_what_is_tried_shares_the_cpus_with_what_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a patient's image is worked on, a trial beside it knows that it is not alone, and takes one thread."""
+    crowds = list[Crowd]()
+
+    def runtimes(*_: object, crowd: Crowd) -> tuple[OnnxRuntimeCpu]:
+        crowds.append(crowd)
+        return (OnnxRuntimeCpu(2, crowd),)
+
+    monkeypatch.setattr("appliance.daemons.inference.runtimes_of", runtimes)
+    with running(settings_for(tmp_path, tiny_pack(tmp_path / "packs"))) as client:
+        client.load_pack("chest-xray", 60)
+    serves, *tried = crowds
+    assert tried
+    with OnnxRuntimeCpu(2, serves).working(), OnnxRuntimeCpu(2, tried[0]).working():
+        assert not serves.alone
 
 
 def test_a_socket_that_cannot_be_taken_ends_the_daemon_with_the_reason(tmp_path: Path) -> None:

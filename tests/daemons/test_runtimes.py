@@ -2,19 +2,22 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from appliance.daemons.bench_gpu import bench_gpu
 from appliance.daemons.runtimes import ENGINES_FOLDER, engine_store, orders_for, runtimes_of, write_progress
 from appliance.domain.engine_file import EngineHost
-from appliance.domain.errors import PackError, SettingsError
+from appliance.domain.errors import EngineFileError, PackError, SettingsError
 from appliance.domain.gpu import GpuState
 from appliance.domain.manifest import EncoderVariant, VerifiedPack
 from appliance.governance.serving import serve_best
 from appliance.inference.engine_builds import BuildProgress
 from appliance.inference.engine_store import EngineStore
+from appliance.inference.loaded_pack import LoadedPack
 from appliance.inference.nvml import GpuMonitor
 from appliance.inference.onnxruntime_cpu import OnnxRuntimeCpu
 from appliance.inference.runner import PackRunner
@@ -72,17 +75,41 @@ def test_what_a_gpu_lacks_is_ordered(pack: VerifiedPack, tmp_path: Path) -> None
 
 
 def test_the_best_runtime_comes_first_and_the_cpu_is_always_there(tmp_path: Path) -> None:
-    """A sound GPU brings its runtimes; one that reported errors brings none that would compute on it unasked."""
+    """A sound GPU brings its runtimes; those of one that reported errors, or is lost, refuse to compute and say why."""
     settings = settings_for(tmp_path)
     store = engine_store(settings)
     names = [each.name for each in runtimes_of(settings, HOST, store, lambda: GPU, FAKE_TENSORRT)]
     assert names == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"]
     doubtful = dataclasses.replace(GPU, ecc_errors=1)
-    names = [each.name for each in runtimes_of(settings, HOST, store, lambda: doubtful, FAKE_TENSORRT)]
-    assert "onnxruntime-cuda" not in names
+    for state, reason in ((doubtful, "reported errors"), (None, "does not answer")):
+        *_, cuda, cpu = runtimes_of(settings, HOST, store, lambda state=state: state, FAKE_TENSORRT)
+        assert (cuda.name, cpu.name) == ("onnxruntime-cuda", "onnxruntime-cpu")
+        with pytest.raises(EngineFileError, match=reason):
+            cuda.load(b"", title="encoder.onnx", precision="fp32")
     assert [each.name for each in runtimes_of(settings, EngineHost((), None), store, lambda: None)] == [
         "onnxruntime-cpu"
     ]
+
+
+def test_the_graphs_of_a_pack_share_the_gpus_memory(
+    pack: VerifiedPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many tasks a pack has, the limits of its encoder and heads together are a part of what is free."""
+    session, limits = onnxruntime.InferenceSession, list[int]()
+
+    def on_cpu(graph: bytes, *_: object, providers: Sequence[tuple[str, Mapping[str, int]]], **__: object) -> object:
+        limits.append(providers[0][1]["gpu_mem_limit"])
+        made = session(graph, providers=["CPUExecutionProvider"])
+        made.get_providers = lambda: ["CUDAExecutionProvider"]
+        return made
+
+    settings = settings_for(tmp_path)
+    *_, cuda, _ = runtimes_of(settings, HOST, engine_store(settings), lambda: GPU, FAKE_TENSORRT)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", on_cpu)
+    LoadedPack(pack, (pack.manifest.variants[0], cuda)).close()
+    assert len(limits) == 1 + len(pack.manifest.tasks) == 5
+    assert 0.49 * GPU.free_bytes < sum(limits) <= 0.5 * GPU.free_bytes
 
 
 def test_a_folder_that_others_can_write_is_not_trusted(tmp_path: Path) -> None:

@@ -51,6 +51,24 @@ def reaches(address):
     return True
 print(json.dumps({{address: reaches(address) for address in {[PACS, STRANGER, ELSEWHERE]}}}))
 """
+STEPS_BACK = """
+import json, os, pathlib
+def works(make):
+    try:
+        make()
+    except OSError:
+        return False
+    return True
+killed = pathlib.Path("/proc/self/oom_score_adj")
+print(json.dumps({
+    "last": works(lambda: os.nice(19)) and os.getpriority(os.PRIO_PROCESS, 0) == 19,
+    "first to be killed": works(lambda: killed.write_text("1000")) and killed.read_text().strip() == "1000",
+    "altered": [name for name, make in {
+        "affinity": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
+        "scheduler": lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)),
+    }.items() if works(make)],
+}))
+"""
 UNTOUCHED = "test ! -e /opt/insite/current && ! getent passwd insite-node && test ! -e /var/lib/insite"
 
 
@@ -201,6 +219,31 @@ def test_the_inference_service_reads_no_patient_data_and_opens_no_network_socket
         "sockets": ["AF_UNIX"],
         "interfaces": ["lo"],
     }
+
+
+def test_a_builder_of_engines_may_step_back_and_alter_nothing_else(hospital: Hospital) -> None:
+    """Under the inference unit a child may come last and be killed first; no other call that alters resources works.
+
+    Without a unit all of them work, and under the worker's none that its filter names: it is the filter that refuses.
+    """
+    assert hospital.guest.shell("cat > /opt/probe.py", STEPS_BACK.encode()).returncode == 0
+    free = json.loads(hospital.guest.says("python3 /opt/probe.py"))
+    assert free == {"last": True, "first to be killed": True, "altered": ["affinity", "scheduler"]}
+    inference = json.loads(hospital.guest.says(under_the_unit("inference")))
+    assert inference == {"last": True, "first to be killed": True, "altered": []}
+    worker = json.loads(hospital.guest.says(under_the_unit("worker")))
+    assert (worker["last"], worker["altered"]) == (False, [])
+    assert hospital.guest.says("systemctl show --property=OOMPolicy --value insite-inference") == "continue"
+
+
+def test_the_inference_service_itself_is_confined(hospital: Hospital) -> None:
+    """Not a copy: the process that serves has the filter, no right, none to come, and no network but loopback."""
+    status = hospital.guest.says("cat /proc/$(systemctl show --property=MainPID --value insite-inference)/status")
+    found = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    assert [found[key].strip() for key in ("Seccomp", "NoNewPrivs")] == ["2", "1"]
+    assert {int(found[key], 16) for key in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+    network = "cat /proc/$(systemctl show --property=MainPID --value insite-inference)/net/dev"
+    assert [line.split(":")[0].strip() for line in hospital.guest.says(network).splitlines() if ":" in line] == ["lo"]
 
 
 def test_the_gpu_is_the_inference_services_with_its_drop_in_alone(hospital: Hospital) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from appliance.governance.serving import serve_best
 from appliance.inference.latency import batching_from
 from appliance.inference.runner import Choice, PackRunner
 from appliance.inference.scheduler import Batching
+from appliance.inference.traffic import Traffic
 from appliance.packs.open import open_pack
 from tests.fakes.tiny_pack import bright_picture, tiny_pack
 from tests.fakes.two_precisions import two_precisions
@@ -82,6 +84,28 @@ def test_what_is_measured_is_remembered(pack: VerifiedPack, tmp_path: Path) -> N
         counts.append(sum(title.startswith("encoder") for title in runs))
     assert counts[0] == counts[2] > counts[1]
     assert len(json.loads(file.read_text())) == 4
+
+
+def test_what_was_measured_beside_others_is_not_remembered(pack: VerifiedPack, tmp_path: Path) -> None:
+    """A time that was taken while somebody was served decides now, and is taken again at the next start."""
+    traffic, served = Traffic(), [True]
+
+    def watch(_: str, outputs: Outputs) -> Outputs:
+        with traffic.batch() if served else nullcontext():
+            return outputs
+
+    measured = Measured(tmp_path / "m.json", "this machine", traffic)
+    for remembered in (0, 2):
+        with PackRunner((), runtimes=[WatchedRuntime(watch)]) as runner:
+            assert serve_best(pack, runner, measured).report.cases
+            assert (
+                sum(measured.find(pack.manifest.digest, each) is not None for each in runner.choices(pack))
+                == remembered
+            )
+        served.clear()
+    with traffic.batch():
+        still = traffic.from_here()
+    assert not still()
 
 
 def test_a_damaged_memory_is_made_anew(pack: VerifiedPack, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Engines are built by a child at the lowest priority: told how far it is, and harmless however it ends."""
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -9,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
+from structlog.testing import capture_logs
 
 from appliance.inference.engine_build import SUFFIX, BuildPlan
 from appliance.inference.engine_builds import BuildOrder, BuildProgress, EngineBuilds
@@ -24,6 +27,26 @@ os.nice = refuse
 from appliance.inference.engine_builds import main
 sys.exit(main())
 """
+HANGS = """
+import sys, time
+from appliance.inference import engine_builds
+engine_builds.build_engine = lambda *_, **__: time.sleep(600)
+sys.exit(engine_builds.main())
+"""
+"""Our own child, with a library that comes to no end."""
+DAEMON = """
+import pathlib, sys, time
+from appliance.inference.engine_build import BuildPlan
+from appliance.inference.engine_builds import BuildOrder, EngineBuilds
+graph = pathlib.Path(sys.argv[1])
+with EngineBuilds(lambda _: None, lambda _: None, command=(sys.executable, "-c", sys.argv[2])) as builds:
+    builds.order(BuildOrder("chest-xray", graph, graph.with_suffix(".engine"), BuildPlan("fp32", ("8.9",))))
+    while builds.child is None:
+        time.sleep(0.01)
+    print(builds.child, flush=True)
+    time.sleep(600)
+"""
+"""Somebody who has an engine built."""
 LEAVES_A_DRAFT = """
 import json, os, pathlib, sys, time
 engine = pathlib.Path(json.load(sys.stdin)["engine"])
@@ -55,8 +78,8 @@ def good() -> bool:
 
 
 def wait_for(condition: object) -> None:
-    """Until it holds, or half a minute."""
-    for _ in range(3000):
+    """Until it holds, or two minutes."""
+    for _ in range(12000):
         if condition():  # type: ignore[operator]
             return
         time.sleep(0.01)
@@ -104,14 +127,41 @@ def test_a_graph_that_cannot_be_built_says_why(tmp_path: Path) -> None:
     assert "can't read the graph" in told[-1][0].reason
 
 
-def test_the_child_ends_with_the_daemon_and_runs_last(tmp_path: Path) -> None:
-    """A stop does not wait for a build, and leaves no process; while it ran, everybody else came first."""
-    with EngineBuilds(lambda _: None, lambda _: None) as builds:
+def test_the_child_ends_with_the_daemon_and_steps_back(tmp_path: Path) -> None:
+    """A stop does not wait for a build, and leaves no process; while it ran, everybody else came first, and last."""
+    with EngineBuilds(lambda _: None, lambda _: None, command=(sys.executable, "-c", HANGS)) as builds:
         builds.order(order(tmp_path))
         wait_for(lambda: builds.child is not None)
         child = psutil.Process(builds.child)
-        wait_for(lambda: not child.is_running() or child.nice() == 19)
+        out_of_memory = Path(f"/proc/{child.pid}/oom_score_adj")
+        wait_for(lambda: (child.nice(), out_of_memory.read_text().strip()) == (19, "1000"))
     assert not child.is_running()
+
+
+def test_the_child_does_not_outlive_a_killed_daemon(tmp_path: Path) -> None:
+    """Nobody tells it: the kernel ends it with the process that it works for, also in the middle of a long silence."""
+    graph = order(tmp_path).graph
+    with subprocess.Popen([sys.executable, "-c", DAEMON, str(graph), HANGS], stdout=subprocess.PIPE) as daemon:
+        assert daemon.stdout is not None
+        child = psutil.Process(int(daemon.stdout.readline()))
+        wait_for(lambda: child.nice() == 19 and "1000" in Path(f"/proc/{child.pid}/oom_score_adj").read_text())
+        daemon.kill()
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_child_that_was_too_slow_to_ask_ends_by_itself(tmp_path: Path) -> None:
+    """A builder whose daemon is gone before it could ask to be ended with it builds nothing."""
+    words = {"graph": str(order(tmp_path).graph), "engine": "e", "plan": {"compute_capabilities": []}, "daemon": 1}
+    command = [sys.executable, "-m", "appliance.inference.engine_builds"]
+    assert subprocess.run(command, input=json.dumps(words).encode(), check=False).returncode == 1
+
+
+def test_a_build_that_hangs_is_ended(tmp_path: Path) -> None:
+    """It counts as a failed attempt; after the last one the next engine has its turn."""
+    with EngineBuilds(lambda _: None, lambda _: None, command=(sys.executable, "-c", SLOW), seconds=0.3) as builds:
+        builds.order_all([order(tmp_path), order(tmp_path, "head", is_good=good)])
+        wait_for(lambda: states(builds) == ["failed", "built"])
+        assert builds.progress()[0].reason == "It was not done after 0.3 s."
 
 
 def test_what_is_ordered_or_failed_is_not_ordered_again(tmp_path: Path) -> None:
@@ -224,11 +274,14 @@ def test_progress_is_told_by_one_thread_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_builder_that_may_not_step_back_builds_all_the_same(tmp_path: Path) -> None:
-    """Where the service's sandbox forbids nice(2), the build goes on at the priority that it has."""
-    with EngineBuilds(lambda _: None, lambda _: None, command=(sys.executable, "-c", UNPRIVILEGED)) as builds:
+    """Where a sandbox forbids it, the build goes on at the priority that it has, and the log says so once."""
+    builder = (sys.executable, "-c", UNPRIVILEGED)
+    with capture_logs() as log, EngineBuilds(lambda _: None, lambda _: None, command=builder) as builds:
         builds.order(order(tmp_path))
         wait_for(lambda: states(builds) in (["built"], ["failed"]))
         assert states(builds) == ["built"]
+    warned = [line["reason"] for line in log if line["log_level"] == "warning"]
+    assert warned == ["come_last: [Errno 1] Operation not permitted"]
 
 
 def test_a_killed_builder_leaves_no_draft(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The inference daemon inside the walls of its own unit: it serves, reaches no network, and sees no patient data.
 
-The unit's lines for network and file system are applied with unshare(1) and mount(8), as systemd does; system-call
-filters need systemd itself, and are for the tests of the fleet.
+The unit's lines for network and file system are applied with unshare(1) and mount(8), as systemd does. The kernel's
+filters (SystemCallFilter=, RestrictAddressFamilies=) need systemd itself: a program under exactly this unit tries
+sockets and resources in tests/fleet/test_hospital.py.
 """
 
 import json

@@ -26,9 +26,11 @@ def units(repository: Path) -> Path:
 
 
 def _settings(unit: Path) -> dict[str, list[str]]:
-    """Every `key=value` of a unit and of the drop-in that all four share, in the order in which systemd reads them."""
+    """Every `key=value` of a unit and its drop-ins, those that all four share among them, in systemd's order."""
     found: dict[str, list[str]] = {}
-    for file in (unit, *sorted((unit.parent / "insite-.service.d").glob("*.conf"))):
+    folders = ("insite-.service.d", f"{unit.name}.d")
+    drop_ins = [file for folder in folders for file in (unit.parent / folder).glob("*.conf")]
+    for file in (unit, *sorted(drop_ins, key=lambda file: file.name)):
         for line in file.read_text(encoding="utf-8").splitlines():
             key, equals, value = line.partition("=")
             if equals and not line.startswith("#"):
@@ -58,7 +60,7 @@ def _exposure(units: Path, unit: str) -> float:
 def test_a_gpu_exposes_little_more(units: Path, tmp_path: Path) -> None:
     """With the drop-in of the gpu variant the inference service keeps under its bound, and sees the devices."""
     shutil.copytree(units, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "insite-inference.service.d").mkdir()
+    (tmp_path / "insite-inference.service.d").mkdir(exist_ok=True)
     shutil.copy(units / "gpu.conf", tmp_path / "insite-inference.service.d" / "20-site.conf")
     assert _exposure(tmp_path, "insite-inference") <= MOST_EXPOSED["insite-inference"]
     assert "PrivateDevices=no" in (units / "gpu.conf").read_text(encoding="utf-8")
@@ -107,6 +109,40 @@ def test_the_inference_daemon_has_no_network_and_sees_no_received_file(repositor
     assert found["BindReadOnlyPaths"] == ["-/var/lib/insite/packs"]
     assert found["Group"] == ["insite-run"]
     assert "SupplementaryGroups" not in found
+
+
+def test_a_builder_of_engines_may_step_back_and_no_more(units: Path) -> None:
+    """Of the calls that alter resources the inference service may make setpriority(2) alone; the others may make none.
+
+    nice(3) asks for the present priority first, which every service may.
+    """
+    resources = _calls("@resources")
+    for service in SERVICES:
+        allowed = _allowed(_settings(units / f"insite-{service}.service")["SystemCallFilter"])
+        assert allowed & resources == ({"setpriority"} if service == "inference" else set())
+        assert {"getpriority", "prctl", "execve"} <= allowed
+
+
+def _allowed(filters: list[str]) -> set[str]:
+    """The system calls that a list of allowed ones lets through, as systemd.exec(5) reads it."""
+    allowed = _calls("@default")
+    for line in filters:
+        named = {call for word in line.removeprefix("~").split() for call in _calls(word)}
+        allowed = allowed - named if line.startswith("~") else allowed | named
+    return allowed
+
+
+def _calls(word: str) -> set[str]:
+    if not word.startswith("@"):
+        return {word}
+    said = subprocess.run(["systemd-analyze", "syscall-filter", word], capture_output=True, text=True, check=True)
+    members = [line.strip() for line in said.stdout.splitlines()[1:]]
+    return {call for each in members if each and not each.startswith("#") for call in _calls(each)}
+
+
+def test_a_builder_that_runs_out_of_memory_takes_nobody_along(repository: Path) -> None:
+    """The inference service goes on without a process of it that the kernel ended."""
+    assert _settings(repository / "systemd" / "insite-inference.service")["OOMPolicy"] == ["continue"]
 
 
 @pytest.mark.parametrize("service", SERVICES)
