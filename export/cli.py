@@ -160,7 +160,7 @@ def agglomerate(
         line = Line(recipe, data, out, shown, checkpoints=checkpoints)
         digest = ranks.told(line.prepared() if ranks.first else "")
         digest, weights = line.agglomerated(digest, ranks)
-    except InsiteError as error:
+    except (InsiteError, OSError) as error:
         Console(stderr=True).print(f"insite-export: {error}", highlight=False, markup=False)
         raise typer.Exit(INPUT_ERROR) from error
     if ranks.first:
@@ -199,7 +199,7 @@ def task(
         manifest = make_task(
             TaskFiles(recipe, labels, data), opened, key or _own_key(out / "keys"), out, Shown(console)
         )
-    except InsiteError as error:
+    except (InsiteError, OSError) as error:
         console.print(f"insite-export: {error}", highlight=False, markup=False)
         raise typer.Exit(INPUT_ERROR) from error
     typer.echo(f"{out / manifest.name}-{manifest.release} {manifest.digest}")
