@@ -107,6 +107,22 @@ def test_a_disk_that_fills_up_leaves_no_half_pack(
     open_pack(out, [tmp_path / "keys" / PUBLIC_KEY], allow_unvalidated=False)
 
 
+@pytest.mark.parametrize("precisions", [["fp32", "fp16"], ["fp32"]])
+def test_a_precision_that_verify_refused_is_not_in_the_pack(
+    repository: Path, parts: Parts, tmp_path: Path, precisions: list[str]
+) -> None:
+    """The pack is made without INT8, and without FP16 and its engines: neither graph nor operating point is left."""
+    write_json(parts.verified / "precisions.json", precisions)
+    packed(repository, parts, tmp_path / "pack")
+    manifest = open_pack(tmp_path / "pack", [tmp_path / "keys" / PUBLIC_KEY], allow_unvalidated=False).manifest
+    assert [variant.precision for variant in manifest.variants] == precisions
+    for task in manifest.tasks:
+        assert [point.precision for point in task.operating_points] == precisions
+    there = set(content(tmp_path / "pack"))
+    assert "encoder.int8.onnx" not in there
+    assert {"encoder.fp16.onnx", ENGINE} & there == ({"encoder.fp16.onnx", ENGINE} if "fp16" in precisions else set())
+
+
 @pytest.fixture
 def base(tmp_path: Path) -> VerifiedPack:
     """A tiny pack that a task is joined to."""
