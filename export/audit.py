@@ -142,7 +142,9 @@ def _trivial_table(rows: list[list[Any]]) -> Table:
         "note": "The trivial classifier is the better of logistic regression and random forest, picked on these images "
         f"in the shortcut's favour, on {len(FEATURES)} numbers of the delivered file ({', '.join(FEATURES)}), and "
         "trained on the same patients as the model. Where it comes near the model, most of the model's figure may be "
-        f"read off the file as well. 'Within thirds' compares both on images of like trivial score ({STRATA} strata, "
+        "read off the file as well. View and age come from labels.csv: PNG and JPEG files carry no acquisition tags "
+        "(device, exposure, station), so none is among the numbers. "
+        f"'Within thirds' compares both on images of like trivial score ({STRATA} strata, "
         "AUCs weighted by pairs); 'ahead' is the share of 1,000 bootstrap samples of patients.",
     }
 

@@ -191,7 +191,8 @@ def smaller_batch(what: str, batch: int, error: Exception, progress: Progress) -
 
 
 def _write(name: str, plan: Caching, shard: int, data: bytes, left: int) -> None:
-    needed, free = left * len(data), plan.free(plan.folder)
+    """Write a shard, if there is room for the `left` ones of this process, and for as many of each other one."""
+    needed, free = left * plan.parts * len(data), plan.free(plan.folder)
     if needed > free:
         raise StorageFullError(
             f"The features of {name} need {needed / 1e9:.2f} GB more in {plan.folder}, but {free / 1e9:.2f} GB are "

@@ -28,7 +28,12 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return format(self, ".3f")
+
+    def __format__(self, spec: str) -> str:
+        """All three numbers as the format of one says; three digits without one."""
+        spec = spec or ".3f"
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
 def auc(scores: Floats, labels: Floats) -> float:
@@ -48,6 +53,17 @@ def bootstrap(
     values = [statistic(scores[chosen], labels[chosen]) for chosen in resampled(patients, seed)]
     low, high = np.nanpercentile(values, (2.5, 97.5))
     return Interval(statistic(scores, labels), float(low), float(high))
+
+
+def mean_by_patient(values: Floats, patients: Sequence[str], seed: int) -> Interval:
+    """The mean of those values [n] that are finite with its 95 % interval, resampling patients; NaN without any."""
+    known = np.flatnonzero(np.isfinite(values))
+    if not len(known):
+        return Interval(float("nan"), float("nan"), float("nan"))
+    finite = values[known]
+    return bootstrap(
+        lambda each, _: float(each.mean()), finite, finite, [patients[row] for row in known.tolist()], seed
+    )
 
 
 def resampled(patients: Sequence[str], seed: int) -> Iterator[NDArray[np.int64]]:

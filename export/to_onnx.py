@@ -6,16 +6,21 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from appliance.domain.errors import EngineFileError
 from appliance.domain.manifest import InputSpec
 from export.artefacts import read_json
+from export.exporter_errors import WAY_FORWARD, refusal_from_exporter
 from export.guard import GUARD_STRIDES, GuardHead
+from export.onnx_parity import refuse_other_answers
 from export.operators import refuse_unknown_operators
+from export.phantoms import phantom
 from export.student import ARCHITECTURES, FEATURE_STRIDES, LungDecoder, MultiTaskNet, TriageHead
 
 ENCODER, HALF = "encoder.onnx", "encoder.fp16.onnx"
@@ -35,6 +40,8 @@ TASK_INPUTS = {
     "paediatric-pneumonia": ("embedding",),
 }
 MAXIMUM_BATCH = 64
+PHANTOMS = (0, 1)
+"""Seeds of the pictures on which graphs are held against torch."""
 
 
 class _Probability(nn.Module):
@@ -85,7 +92,7 @@ def heads(net: MultiTaskNet, guard: GuardHead, temperatures: dict[str, float], m
 
 
 def export_graphs(net: MultiTaskNet, tasks: dict[str, nn.Module], spec: InputSpec, out: Path) -> None:
-    """Write `encoder.onnx`, `encoder.fp16.onnx` and `tasks/<task>/head.onnx`.
+    """Write `encoder.onnx`, `encoder.fp16.onnx` and `tasks/<task>/head.onnx`; hold those in FP32 against torch.
 
     Half precision is exported from weights in half precision: a graph converted afterwards keeps casts that ONNX
     Runtime rejects.
@@ -95,17 +102,24 @@ def export_graphs(net: MultiTaskNet, tasks: dict[str, nn.Module], spec: InputSpe
         tasks: As made by `heads`.
         spec: Name and size of the input.
         out: Folder to write to.
+
+    Raises:
+        EngineFileError: A module can't be exported, or its graph says something else of phantoms than torch does.
     """
     encoder = net.eval().encoder.fused()
     export_features(encoder, spec, out / ENCODER)
     export_features(_Half(encoder).eval(), spec, out / HALF)
+    pictures = torch.from_numpy(np.stack([phantom(spec, seed) for seed in PHANTOMS])[:, None])
     with torch.no_grad():
         features = dict(zip(ENCODER_OUTPUTS, encoder(_example(spec)), strict=True))
+        seen = dict(zip(ENCODER_OUTPUTS, encoder(pictures), strict=True))
+    refuse_other_answers(encoder, (pictures,), ENCODER_OUTPUTS, out / ENCODER)
     for task, head in tasks.items():
         path = out / "tasks" / task / "head.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
-        inputs = TASK_INPUTS[task]
-        export_module(head.eval(), tuple(features[name] for name in inputs), inputs, TASK_OUTPUTS[task], path)
+        inputs, outputs = TASK_INPUTS[task], TASK_OUTPUTS[task]
+        export_module(head.eval(), tuple(features[name] for name in inputs), inputs, outputs, path)
+        refuse_other_answers(head, tuple(seen[name] for name in inputs), outputs, path)
 
 
 def export_encoder(architecture: str, spec: InputSpec, student: Path, out: Path) -> None:
@@ -155,27 +169,38 @@ def _example(spec: InputSpec) -> Tensor:
 def export_module(
     module: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], outputs: Sequence[str], path: Path
 ) -> None:
-    """Write one module as ONNX with a free batch dimension; nothing of this machine is left in the file."""
+    """Write one module as ONNX with a free batch dimension; nothing of this machine is left in the file.
+
+    Raises:
+        EngineFileError: The exporter fails, or gives an operator that ONNX does not know or a graph that is not valid.
+    """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     batch = torch.export.Dim("batch", min=1, max=MAXIMUM_BATCH)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns about its own internals
-        program = torch.onnx.export(
-            module,
-            inputs,
-            dynamo=True,
-            input_names=list(names),
-            output_names=list(outputs),
-            dynamic_shapes=tuple({0: batch} for _ in inputs),
-            external_data=False,
-            verbose=False,
-        )
+    dynamic_shapes = tuple({0: batch} for _ in inputs)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter warns about its own internals
+            program = torch.onnx.export(
+                module,
+                inputs,
+                dynamo=True,
+                input_names=list(names),
+                output_names=list(outputs),
+                dynamic_shapes=dynamic_shapes,
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise refusal_from_exporter(error, module, inputs, dynamic_shapes, path.name) from error
     if program is None:
-        raise RuntimeError(f"torch.onnx.export gave nothing for {path.name}")
+        raise EngineFileError(f"torch.onnx.export gave nothing for {path.name}.", WAY_FORWARD)
     model = program.model_proto
     strip_traces(model)
-    onnx.checker.check_model(model, full_check=True)
     refuse_unknown_operators(model, "ONNX", onnx.defs.has)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise EngineFileError(f"{path.name} is no valid ONNX: {str(error).strip()}", WAY_FORWARD) from error
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from appliance.domain.errors import BaseMismatchError, GateError, InputError
-from appliance.domain.manifest import PackManifest, TaskManifest, Validation, VerifiedPack
+from appliance.domain.manifest import PackManifest, TaskKind, TaskManifest, Validation, VerifiedPack
 from appliance.packs.build import write_manifests
 from appliance.packs.files import SIGNATURE, pack_files, stands_outside
 from appliance.packs.json_values import values_from_json
@@ -30,12 +30,13 @@ from export.sbom import extended_bill
 from export.schema import check_against_schema
 from export.sources import Source, credit, notice, refuse_claim
 
-REPORT = "report.json"
+REPORT, SHORTCUTS = "report.json", "shortcuts"
 PASSED = "pass"
 NOT_MEASURED = (
     "Not measured: other scanners, hospitals and age groups than those of its labels; shortcuts that the labels may "
-    "hold; agreement with readers."
+    "hold{}; agreement with readers."
 )
+BUT_AUDITED = ", beyond the numbers of its audit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def joined(base: VerifiedPack, task: TrainedTask, private_key: Path, out: Path) 
 
     Raises:
         BaseMismatchError: The task was trained on another base.
-        GateError: The task's gate refuses it.
+        GateError: The task's gate refuses it; or it scores images, claims to be validated, and nobody audited it.
         SettingsError: The licence of the task's data forbids what the joined pack would claim.
         InputError: The base has a task of this name, or there is something else than a pack under `out`.
     """
@@ -90,6 +91,7 @@ def joined(base: VerifiedPack, task: TrainedTask, private_key: Path, out: Path) 
             f"The gate refuses the task {name}: {'; '.join(task.report['refused_by'])}.",
             f"Read {task.folder / REPORT}; more or better labels are the usual way.",
         )
+    _refuse_unaudited(task)
     draft = _draft(base.manifest, task)
     refuse_claim(draft.validation, [task.source], "task")
     if base.manifest.task(name) is not None:
@@ -113,6 +115,15 @@ def joined(base: VerifiedPack, task: TrainedTask, private_key: Path, out: Path) 
     sign_pack(partial, private_key)
     replace_folder(partial, out)
     return manifest
+
+
+def _refuse_unaudited(task: TrainedTask) -> None:
+    validated = task.report["validation"] == Validation.VALIDATED.value
+    if validated and task.manifest.kind is TaskKind.CLASSIFICATION and not task.report.get(SHORTCUTS):
+        raise GateError(
+            f"The task {task.manifest.name} claims to be validated, but its report has no shortcut audit.",
+            f"Remove {task.folder.parent} and run the same command again, or claim research-only.",
+        )
 
 
 def weaker_claim(base: Validation, task: Validation) -> Validation:
@@ -188,7 +199,7 @@ def _extend_card(task: TrainedTask, folder: Path) -> None:
         "",
         f"Data: {source.name}. {source.licence}. {source.origin}.{limit}",
         "",
-        NOT_MEASURED,
+        NOT_MEASURED.format(BUT_AUDITED if task.report.get(SHORTCUTS) else ""),
     ]
     if unreadable := task.report.get("unreadable_images"):
         lines[-1:-1] = [f"{unreadable} of its images could not be read and were left out.", ""]

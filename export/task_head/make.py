@@ -12,14 +12,15 @@ from export.images import UNREADABLE, left_out
 from export.pack import graph_outputs
 from export.progress import Progress
 from export.runner import Runner
+from export.task_head.audit import TaskAudit, audited, in_words
 from export.task_head.features import Pictures, View, features, outputs_read_by, read_pictures
 from export.task_head.graphs import HEAD, write_graphs
-from export.task_head.join import joined, trained_task, write_task
+from export.task_head.join import SHORTCUTS, joined, trained_task, write_task
 from export.task_head.labels import cases_from_csv, refuse_one_class
-from export.task_head.recipe import SEGMENTATION, TaskRecipe, task_recipe_from_toml
-from export.task_head.train import Measured, measured, trained_head
+from export.task_head.recipe import AUDITED, SEGMENTATION, TaskRecipe, task_recipe_from_toml
+from export.task_head.train import Measured, measured, trained_head, validation_scores
 
-STEP, VERSION = "task", 2
+STEP, VERSION = "task", 3
 CPU_RUNTIME = "onnxruntime-cpu"
 """Features are taken from, and figures measured on, the precisions that this machine can serve."""
 
@@ -56,7 +57,7 @@ def make_task(files: TaskFiles, base: VerifiedPack, private_key: Path, out: Path
     def work(folder: Path) -> None:
         pictures = read_pictures(cases, files.data, base.manifest, recipe, folder)
         refuse_one_class(files.labels, pictures.cases, recipe)
-        _train(recipe, base, pictures, folder, progress)
+        _train(recipe, base, pictures, folder, progress, data=files.data)
         (folder / "images.npy").unlink()
 
     run_step(root, STEP, inputs, work)
@@ -67,7 +68,9 @@ def make_task(files: TaskFiles, base: VerifiedPack, private_key: Path, out: Path
     return joined(base, task, private_key, out / f"{base.manifest.name}-{base.manifest.release + 1}")
 
 
-def _train(recipe: TaskRecipe, base: VerifiedPack, pictures: Pictures, folder: Path, progress: Progress) -> None:
+def _train(
+    recipe: TaskRecipe, base: VerifiedPack, pictures: Pictures, folder: Path, progress: Progress, *, data: Path
+) -> None:
     manifest = base.manifest
     names = outputs_read_by(recipe, manifest)
     served = [variant for variant in manifest.variants if CPU_RUNTIME in variant.runtimes]
@@ -82,6 +85,9 @@ def _train(recipe: TaskRecipe, base: VerifiedPack, pictures: Pictures, folder: P
         views.append(features(runners[best], pictures, names, progress, view))
     head = trained_head(recipe, pictures, views, progress)
     figures = {each: measured(recipe, head, pictures, said, each) for each, said in plain.items()}
+    heard = plain if recipe.task.head in AUDITED else {}
+    scores = {each: validation_scores(head, pictures, said) for each, said in heard.items()}
+    audits = audited(recipe, pictures, scores, data)
     made = folder / "made"
     made.mkdir(exist_ok=True)
     write_graphs(head, manifest, names, made)
@@ -101,7 +107,7 @@ def _train(recipe: TaskRecipe, base: VerifiedPack, pictures: Pictures, folder: P
         not_for=recipe.task.not_for,
     )
     unreadable = len(read_json(folder / UNREADABLE))
-    write_task(made, task, _report(recipe, pictures, figures) | {"unreadable_images": unreadable})
+    write_task(made, task, _report(recipe, pictures, figures, audits) | {"unreadable_images": unreadable})
 
 
 def _points(base: PackManifest, figures: dict[str, Measured]) -> tuple[OperatingPoint, ...]:
@@ -116,7 +122,9 @@ def _points(base: PackManifest, figures: dict[str, Measured]) -> tuple[Operating
     )
 
 
-def _report(recipe: TaskRecipe, pictures: Pictures, figures: dict[str, Measured]) -> dict[str, Any]:
+def _report(
+    recipe: TaskRecipe, pictures: Pictures, figures: dict[str, Measured], audits: list[TaskAudit]
+) -> dict[str, Any]:
     segmentation = recipe.kind is TaskKind.SEGMENTATION
     rules = [
         Rule(f"mean Dice at {precision}", each.value, recipe.gate.dice_min)
@@ -124,6 +132,8 @@ def _report(recipe: TaskRecipe, pictures: Pictures, figures: dict[str, Measured]
         else Rule(f"lower 95 % bound of the AUC at {precision}", each.low, recipe.gate.auc_low_min)
         for precision, each in figures.items()
     ]
+    if recipe.task.claim == Validation.VALIDATED.value:
+        rules += [rule for each in audits for rule in each.rules(recipe)]
     refused = [rule.name for rule in rules if not rule.passed]
     trained = len(pictures.select("train"))
     said = "; ".join(
@@ -142,11 +152,12 @@ def _report(recipe: TaskRecipe, pictures: Pictures, figures: dict[str, Measured]
         "validation": Validation(recipe.task.claim).value,
         "source": asdict(recipe.credited),
         "summary": f"{recipe.task.name} ({recipe.task.head}), trained on {trained} cases, on {counted} of "
-        f"{one.patients} patients: {said} (95 % intervals by patient).",
+        f"{one.patients} patients: {said} (95 % intervals by patient). {in_words(recipe, audits)}",
         "rules": [rule.row() for rule in rules],
         "figures": {
             precision: {"figure": each.figure, "value": each.value, "low": each.low, "high": each.high}
             | ({"volumes": asdict(each.volumes[0])} if each.volumes else {})
             for precision, each in figures.items()
         },
+        SHORTCUTS: [each.row() for each in audits],
     }

@@ -12,6 +12,8 @@ from export.sources import Source, refuse_claim
 
 LINEAR, MLP, MIL, SEGMENTATION = "linear", "mlp", "mil", "segmentation"
 HEADS = (LINEAR, MLP, MIL, SEGMENTATION)
+AUDITED = (LINEAR, MLP)
+"""Heads whose scores are held against a trivial classifier: they judge single images."""
 ANY_AGE = -1.0
 
 
@@ -88,11 +90,18 @@ class TaskGateSection:
     The AUC is that of the graph which is served: for a `mil` head of each image alone, with its volume's label.
 
     `sensitivity` is what the threshold is chosen for, on the tuning patients.
+
+    Attributes:
+        beyond_trivial_min: How far the AUC within thirds of the trivial score must be above the trivial classifier's.
+        beyond_trivial_share_min: In which share of bootstrap samples of patients it must be above. Both are asked of a
+            `linear` or `mlp` head that claims to be validated; any other is audited, and not judged by it.
     """
 
     sensitivity: float
     auc_low_min: float
     dice_min: float
+    beyond_trivial_min: float = 0.0
+    beyond_trivial_share_min: float = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +151,7 @@ def task_recipe_from_toml(path: Path) -> TaskRecipe:
 
     Raises:
         SettingsError: No such file, no TOML, a key that is unknown, missing or has a value that it can't have, or a
-            claim that the data's licence does not allow.
+            claim that the data's licence, or the head, does not allow.
     """
     try:
         document = tomllib.loads(path.read_text())
@@ -163,5 +172,10 @@ def task_recipe_from_toml(path: Path) -> TaskRecipe:
     ):
         if value not in known:
             raise SettingsError(f"{name} of the task's recipe is {value!r}.", f"Known: {', '.join(known)}.")
+    if recipe.task.head == MIL and recipe.task.claim == Validation.VALIDATED.value:
+        raise SettingsError(
+            f"A {MIL} head can't claim to be validated: there is no shortcut audit of volumes.",
+            f"Set task.claim to {Validation.RESEARCH_ONLY.value}, or label single images.",
+        )
     refuse_claim(Validation(recipe.task.claim), [recipe.credited], "task")
     return recipe

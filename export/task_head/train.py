@@ -139,6 +139,12 @@ def _measured_scores(
     return Measured("auc", found.value, found.low, found.high, len(val), len(set(patients)), point, volumes)
 
 
+def validation_scores(head: Head, pictures: Pictures, said: Mapping[str, Half]) -> NDArray[np.float64]:
+    """Scores [n] of the validation cases, at the precision that said this of the pictures."""
+    with torch.no_grad():
+        return _scores(head, pictures, said, pictures.select("val"))[0]
+
+
 def _area(recipe: TaskRecipe, head: nn.Module, pictures: Pictures, said: Mapping[str, Half]) -> Interval:
     """The AUC on the validation cases, its interval by patient."""
     val = pictures.select("val")

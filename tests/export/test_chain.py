@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -36,6 +37,12 @@ def built(tiny_data: Path, tiny_recipe: Path, tmp_path_factory: pytest.TempPathF
     return out
 
 
+@pytest.fixture
+def tiny(tiny_data: Path, tiny_recipe: Path) -> tuple[Path, Path]:
+    """Data and recipe."""
+    return tiny_data, tiny_recipe
+
+
 def test_images_become_a_signed_pack_that_says_it_is_untrained(built: Path) -> None:
     """A pack that claims nothing opens only where unvalidated packs are allowed, and with the key that signed it."""
     key = built / "keys" / PUBLIC_KEY
@@ -63,6 +70,42 @@ def test_the_report_says_what_it_leaves_open(built: Path) -> None:
     assert "narrow, trained 2 times: steps of 8 images" in card
     assert all(f"- {sentence}" in card for sentence in report["limits"])
     assert "not judged, too few" in (built / "tiny" / "gate-report.html").read_text()
+
+
+def test_pictures_of_the_worst_cases_stay_with_the_artefacts(built: Path) -> None:
+    """`worst-cases.html` lies in the step `verify` with a picture of each case; no picture is in the pack."""
+    page = (built / "tiny.steps" / "verify" / "worst-cases.html").read_text()
+    worst = read_json(built / "tiny" / "gate-report.json")["worst_cases"]
+    assert page.count('src="data:image/png;base64,') == sum(len(cases) for cases in worst.values()) > 0
+    packed = [path for path in (built / "tiny").rglob("*") if path.is_file()]
+    assert not [path for path in packed if path.name == "worst-cases.html"]
+    assert not [path for path in packed if b"data:image" in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("bound", "precisions"), [("int8_speed_min = 1e9", ["fp32", "fp16"]), ("int8_auc_loss_max = -2.0", ["fp32"])]
+)
+def test_a_precision_outside_its_bounds_does_not_serve(
+    built: Path, tiny: tuple[Path, Path], tmp_path: Path, bound: str, precisions: list[str]
+) -> None:
+    """The pack is made without it: operating points, variants and files are of the others, and the report says why."""
+    data, recipe = tiny
+    shutil.copytree(built / "tiny.steps", tmp_path / "tiny.steps")
+    strict = tmp_path / "recipe.toml"
+    strict.write_text(re.sub(rf"^{bound.split(maxsplit=1)[0]} = .*$", bound, recipe.read_text(), flags=re.MULTILINE))
+    Line(strict, data, tmp_path, Silent()).run(built / "keys" / PRIVATE_KEY)
+    verified, made = tmp_path / "tiny.steps" / "verify", tmp_path / "tiny"
+    assert read_json(verified / "precisions.json") == precisions
+    opened = open_pack(made, [built / "keys" / PUBLIC_KEY], allow_unvalidated=True)
+    assert [variant.precision for variant in opened.manifest.variants] == precisions
+    assert not (made / "encoder.int8.onnx").exists()
+    report = read_json(made / "gate-report.json")
+    refused = {"int8", "fp16"} - set(precisions)
+    assert report["verdict"] == "pass"
+    assert set(report["refused_precisions"]) == refused
+    assert all(row[3] == "no" for rows in report["refused_precisions"].values() for row in rows)
+    page = (made / "gate-report.html").read_text()
+    assert {name for name in ("int8", "fp16") if f'<p class="warning">{name} does not serve: ' in page} == refused
 
 
 def test_finished_steps_are_not_done_again(built: Path, tiny_data: Path, tiny_recipe: Path) -> None:

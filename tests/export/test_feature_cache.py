@@ -81,6 +81,17 @@ def test_too_little_room_is_said_before_it_is_used_up(tmp_path: Path) -> None:
     assert not list(plan.folder.iterdir())
 
 
+def test_room_is_asked_for_the_other_processes_too(tmp_path: Path) -> None:
+    """One of eight processes, whose own shard would fit twice, stops where those of all eight do not fit."""
+    alone = Caching(tmp_path / "alone", grid=2, batch=32)
+    cache_features("counting", lambda: Counting(tmp_path / "log", 0), numbered_views(), alone, Silent())
+    room = 2 * shard_path(alone.folder, 0).stat().st_size
+    plan = Caching(tmp_path / "cache", grid=2, batch=32, part=0, parts=8, free=lambda _: room)
+    with pytest.raises(StorageFullError, match="GB more"):
+        cache_features("counting", lambda: Counting(tmp_path / "log", 0), numbered_views(), plan, Silent())
+    assert not list(plan.folder.iterdir())
+
+
 def test_another_disk_error_is_no_full_disk(tmp_path: Path) -> None:
     """An input or output error is not called a full disk."""
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from export.artefacts import read_json
+from export.gate import Rule
 from export.html_report import calibration_chart, html_report, roc_chart
 from export.recipe import recipe_from_toml
 
@@ -28,6 +29,18 @@ def test_it_holds_no_picture_and_no_address(page: str) -> None:
     assert "data:image" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
+
+
+def test_a_precision_that_does_not_serve_is_a_warning(repository: Path, page: str) -> None:
+    """The page says which precision was left out, what it reached, and what was asked; the shipped one says nothing."""
+    report = read_json(repository / "engines" / "chest-xray" / "gate-report.json")
+    rule = Rule("INT8 is faster than FP32, by the slowest batch", 0.9, 1.0).row()
+    warned = html_report("Pack", report | {"refused_precisions": {"int8": [rule]}})
+    assert (
+        '<p class="warning">int8 does not serve: INT8 is faster than FP32, by the slowest batch 0.9, asked ≥ 1.'
+        in warned
+    )
+    assert "does not serve" not in page
 
 
 def test_names_are_escaped() -> None:

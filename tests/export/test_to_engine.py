@@ -19,6 +19,7 @@ from export.phantoms import phantom
 from export.quantise import Target, measured_ranges, quantised
 from export.tables import engine_table
 from export.to_engine import (
+    GPUS,
     TensorRtPlan,
     build_rtx,
     build_tensorrt,
@@ -73,6 +74,17 @@ def test_an_int8_engine_goes_along_only_where_it_is_smaller(graphs: Path, tmp_pa
     for group in (1, 3):
         smaller = sizes["int8", group]["size_bytes"] < sizes["fp16", group]["size_bytes"]
         assert sizes["int8", group]["kept"] == smaller
+
+
+def test_an_int8_engine_is_described_whether_it_goes_along_or_not(graphs: Path, tmp_path: Path) -> None:
+    """What is said of an INT8 engine, small or not, is read without a driver: its size, precision, GPUs and source."""
+    engine = tmp_path / f"encoder.int8{SUFFIX}"
+    build_rtx((graphs / FOR_TENSORRT).read_bytes(), engine, BuildPlan("int8", GPUS[".sm75"]))
+    described, content = engine_metadata(engine), engine.read_bytes()
+    assert (described.precision, tuple(described.compute_capabilities)) == ("int8", ("7.5",))
+    assert described.size_bytes == len(content)
+    assert described.source_sha256 == file_sha256(graphs / FOR_TENSORRT)
+    assert header_version(content[:64], engine.name, len(content)) == described.runtime_version
 
 
 def test_without_the_library_the_record_says_what_is_missing(

@@ -92,6 +92,7 @@ def test_a_file_that_is_no_csv_is_refused(site: Site, tmp_path: Path) -> None:
         ({"modalities": "[1]"}, "must hold texts"),
         ({"licence": '" "'}, "source.licence"),
         ({"research_only": "true", "claim": '"validated"'}, "Striped pictures is for research only"),
+        ({"head": '"mil"', "claim": '"validated"'}, "no shortcut audit of volumes"),
         ({"steps": '"many"'}, "training.steps"),
         ({"release": "1\nsurprise = 2"}, "surprise"),
     ],

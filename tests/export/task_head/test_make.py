@@ -59,7 +59,11 @@ def test_labels_become_a_task_beside_the_old_ones(
     report = read_json(folder / "gate-report.json")["added_tasks"]["stripes"]
     assert report["verdict"] == "pass"
     assert min(each["low"] for each in report["figures"].values()) > 0.6
-    assert "stripes" in (folder / "MODEL_CARD.md").read_text()
+    assert {each["precision"] for each in report["shortcuts"]} == set(report["figures"])
+    assert all(each["trivial_auc"]["value"] > 0.9 for each in report["shortcuts"])
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert "stripes" in card
+    assert "Shortcut audit: a classifier on size, brightness and the like" in card
     assert "Striped pictures" in (folder / "NOTICE").read_text()
     bill = (folder / "sbom.cdx.json").read_text()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
@@ -84,6 +88,7 @@ def test_every_head_learns(site: Site, repository: Path, tmp_path: Path, head: s
     task = open_pack(folder, [key], allow_unvalidated=True).manifest.tasks[-1]
     assert task.outputs[0].name == ("mask" if head == "segmentation" else "score")
     assert (folder / "tasks" / "stripes" / "volume.onnx").is_file() == (head == "mil")
+    assert ("No shortcut audit" in (folder / "MODEL_CARD.md").read_text()) == (head != "mlp")
     if head == "mil":
         figures = read_json(folder / "gate-report.json")["added_tasks"]["stripes"]
         assert "12 validation images, each judged alone" in figures["summary"]
