@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -215,22 +215,27 @@ class EngineBuilds:
                 return f"The building process can't be started: {error}."
         process = self._process
         reason = "It ended without a word."
-        late = threading.Timer(self._seconds, process.kill)
-        late.start()
+        out_of_time = threading.Event()
+
+        def end() -> None:
+            out_of_time.set()
+            process.kill()
+
+        late = threading.Timer(self._seconds, end)
         try:
-            with process:
+            with process, _killed_on_error(process):
+                late.start()
                 with contextlib.suppress(BrokenPipeError):
                     json.dump(_values(order), process.stdin)  # type: ignore[arg-type]
                     process.stdin.close()  # type: ignore[union-attr]
                 for line in process.stdout or ():
                     reason = self._heard(order, line, reason)
         finally:
-            out_of_time = late.finished.is_set()
             late.cancel()
             with self._changed:
                 self._process = None
             clear_drafts(order.engine.parent, process.pid)
-        if out_of_time and process.returncode < 0:
+        if out_of_time.is_set() and process.returncode < 0:
             return f"It was not done after {self._seconds:g} s."
         return _ending(order, process.returncode, reason)
 
@@ -260,6 +265,16 @@ class EngineBuilds:
             self._told(self.progress())
         except OSError as error:  # a full disk stops no build
             self._log.error("the progress of builds can't be written", reason=str(error))
+
+
+@contextlib.contextmanager
+def _killed_on_error(process: "subprocess.Popen[str]") -> Iterator[None]:
+    """Whatever goes wrong here, nobody waits for the child, and it builds for nobody."""
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        raise
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
+import pytest
 from structlog.testing import capture_logs
 
 from appliance.inference.engine_build import SUFFIX, BuildPlan
@@ -162,6 +163,23 @@ def test_a_build_that_hangs_is_ended(tmp_path: Path) -> None:
         builds.order_all([order(tmp_path), order(tmp_path, "head", is_good=good)])
         wait_for(lambda: states(builds) == ["failed", "built"])
         assert builds.progress()[0].reason == "It was not done after 0.3 s."
+
+
+def test_a_build_whose_time_cannot_be_kept_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the unit allows no thread for its limit in time, no child is left behind; the next engine has its turn."""
+    children = list[int]()
+
+    def none_left(_: threading.Timer) -> None:
+        children.append(builds.child or 0)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Timer, "start", none_left)
+    with EngineBuilds(lambda _: None, lambda _: None, command=(sys.executable, "-c", HANGS)) as builds:
+        builds.order_all([order(tmp_path), order(tmp_path, "head", is_good=good)])
+        wait_for(lambda: states(builds) == ["failed", "built"])
+        assert builds.child is None
+    assert children
+    assert not any(psutil.pid_exists(child) for child in children)
 
 
 def test_what_is_ordered_or_failed_is_not_ordered_again(tmp_path: Path) -> None:
