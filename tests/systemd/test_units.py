@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 SERVICES = ("inference", "node", "worker", "web")
+INFERENCE = ("inference", "inference-tcp")
+"""The two that run the inference daemon."""
 MOST_EXPOSED = {f"insite-{service}": 1.6 for service in (*SERVICES, "inference-tcp")}
 MOST_EXPOSED |= {"insite-inference": 1.2, "nftables-insite": 1.6}
 PROGRAM = "/opt/insite/current/venv/bin/insite"
@@ -112,14 +114,14 @@ def test_the_inference_daemon_has_no_network_and_sees_no_received_file(repositor
 
 
 def test_a_builder_of_engines_may_step_back_and_no_more(units: Path) -> None:
-    """Of the calls that alter resources the inference service may make setpriority(2) alone; the others may make none.
+    """Of the calls that alter resources an inference service may make setpriority(2) alone; the others may make none.
 
     nice(3) asks for the present priority first, which every service may.
     """
     resources = _calls("@resources")
-    for service in SERVICES:
+    for service in (*SERVICES, "inference-tcp"):
         allowed = _allowed(_settings(units / f"insite-{service}.service")["SystemCallFilter"])
-        assert allowed & resources == ({"setpriority"} if service == "inference" else set())
+        assert allowed & resources == ({"setpriority"} if service in INFERENCE else set())
         assert {"getpriority", "prctl", "execve"} <= allowed
 
 
@@ -140,9 +142,20 @@ def _calls(word: str) -> set[str]:
     return {call for each in members if each and not each.startswith("#") for call in _calls(each)}
 
 
-def test_a_builder_that_runs_out_of_memory_takes_nobody_along(repository: Path) -> None:
-    """The inference service goes on without a process of it that the kernel ended."""
-    assert _settings(repository / "systemd" / "insite-inference.service")["OOMPolicy"] == ["continue"]
+@pytest.mark.parametrize("service", INFERENCE)
+def test_a_builder_that_runs_out_of_memory_takes_nobody_along(repository: Path, service: str) -> None:
+    """An inference service goes on without a process of it that the kernel ended."""
+    assert _settings(repository / "systemd" / f"insite-{service}.service")["OOMPolicy"] == ["continue"]
+
+
+def test_a_daemon_that_stands_still_says_no_last_words(repository: Path) -> None:
+    """The watchdog's signal is none that Python's faulthandler takes for a crash: no pack is left out for it (ADR 24).
+
+    Nor is it one that a library handles: gunicorn takes SIGQUIT for a request to stop.
+    """
+    for service in (*SERVICES, "inference-tcp"):
+        found = _settings(repository / "systemd" / f"insite-{service}.service")
+        assert found["WatchdogSignal"] == ["SIGKILL"]
 
 
 @pytest.mark.parametrize("service", SERVICES)
