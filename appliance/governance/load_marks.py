@@ -65,6 +65,10 @@ class LoadMarks:
             with suppress(OSError):
                 file.unlink(missing_ok=True)
 
+    def holds(self, digest: str) -> bool:
+        """Whether any way to serve a pack is marked."""
+        return any(self.folder.glob(f"{digest}.*"))
+
     def lift(self, digest: str) -> None:
         """Let a pack be tried again in every way.
 

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from appliance.domain.errors import EngineFileError, GateError, PackContentError
+from appliance.domain.errors import (
+    CrashedLoadError,
+    EngineFileError,
+    GateError,
+    InferenceError,
+    PackContentError,
+    PackError,
+)
 from appliance.domain.manifest import VerifiedPack
 from appliance.governance.activation import ActivationReport, activate
 from appliance.governance.load_marks import LoadMarks
@@ -22,11 +29,16 @@ SLOWER = 1.03
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A precision that does not serve on this machine, and why: wrong golden cases, an engine refused, or slower."""
+    """A precision that does not serve on this machine, and why: wrong golden cases, an engine refused, or slower.
+
+    Attributes:
+        crashed: It was not tried: a process died of it before, and its mark still lay there.
+    """
 
     precision: str
     reason: str
     runtime: str = ""
+    crashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +83,7 @@ def serve_best(
                 passed.append(_tried(pack, runner, choice, measured))
         except (GateError, EngineFileError, PackContentError) as error:
             problems.append(error)
-            rejected.append(Rejection(choice.precision, str(error), choice.runtime))
+            rejected.append(_rejection(choice, error))
         finally:
             runner.remove(pack.manifest.name)
     if not passed:
@@ -106,10 +118,14 @@ def _first_that_passes(
             runner.remove(pack.manifest.name)
             if choice is None or choice is choices[-1]:
                 raise
-            rejected.append(Rejection(choice.precision, str(error), choice.runtime))
+            rejected.append(_rejection(choice, error))
             continue
         return Serving(report, tuple(rejected))
     raise AssertionError("the last choice serves or raises")
+
+
+def _rejection(choice: Choice, error: PackError) -> Rejection:
+    return Rejection(choice.precision, str(error), choice.runtime, crashed=isinstance(error, CrashedLoadError))
 
 
 def _marked(marks: LoadMarks | None, pack: VerifiedPack, choice: Choice | None) -> AbstractContextManager[None]:
@@ -127,7 +143,14 @@ def _batching(pack: VerifiedPack, runner: PackRunner, choice: Choice, measured: 
     if known is not None:
         return known
     undisturbed = measured.traffic.from_here()
-    batching = runner.measure(pack.manifest.name)
+    try:
+        batching = runner.measure(pack.manifest.name)
+    except InferenceError as error:  # the golden cases are replayed one by one: a batch may need more than there is
+        raise GateError(
+            f"{pack.manifest.name} in {choice.precision} on {choice.runtime} can't compute the batches that it is "
+            f"measured with: {error.message}",
+            "Free memory on the device, or serve another precision of this pack.",
+        ) from error
     if undisturbed():
         measured.keep(pack.manifest.digest, choice, batching)
     return batching

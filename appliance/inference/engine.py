@@ -84,8 +84,8 @@ class HoldsThreads(Protocol):
 class SharesMemory(Protocol):
     """A runtime that lays a limit on the device's memory for each engine, so that a pack's engines must share one."""
 
-    def shared_by(self, engines: int) -> Runtime:
-        """The same runtime, each of whose engines takes one of so many equal parts."""
+    def shared_by(self, heads: int) -> tuple[Runtime, Runtime]:
+        """The same runtime twice: for a pack's encoder, with most of the memory, and for each of so many heads."""
         ...
 
 

@@ -60,11 +60,11 @@ class LoadedPack:
         self._cache = EmbeddingCache(CACHED_IMAGES)
         self.batching = Batching()
         variant, runtime = choice
+        for_heads = runtime.for_heads() if isinstance(runtime, HoldsThreads) else runtime
         if isinstance(runtime, SharesMemory):
-            runtime = runtime.shared_by(1 + len(pack.manifest.tasks))
+            runtime, for_heads = runtime.shared_by(len(pack.manifest.tasks))
         self.place = place_of(runtime)
         self._working = runtime.working if isinstance(runtime, SideBySide) else nullcontext
-        for_heads = runtime.for_heads() if isinstance(runtime, HoldsThreads) else runtime
         with ExitStack() as loading:
             self._encoder = _load(pack, variant.file, variant.precision, runtime)
             loading.callback(self._encoder.close)

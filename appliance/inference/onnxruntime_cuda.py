@@ -22,6 +22,9 @@ SETTINGS = {
 """TF32 would round to ten bits what a pack says is computed in FP32. Trying every algorithm of cuDNN, as is the
 default, holds a request up for a second or more whenever a batch is of a new size (ADR 21)."""
 
+LEAST_PARTS = 8
+"""A head takes an eighth of a pack's memory at most: it works on features, the encoder on whole images."""
+
 
 class OrtTensor:
     """A tensor that ONNX Runtime owns, on its device."""
@@ -41,9 +44,8 @@ class OnnxRuntimeCuda:
     """Makes engines on one GPU.
 
     Args:
-        budget_bytes: How much of the GPU's memory the arenas of all engines together may take.
+        budget_bytes: How much of the GPU's memory the arena of an engine may take.
         check: Called before each load; raises when nothing may be computed on the GPU.
-        engines: How many share the budget.
         provider, device: Others in tests: the binding is the same on every device.
     """
 
@@ -51,25 +53,26 @@ class OnnxRuntimeCuda:
         self,
         budget_bytes: int,
         *,
-        check: Callable[[], None] = lambda: None,
-        engines: int = 1,
+        check: Callable[[], object] = lambda: None,
         provider: str = PROVIDER,
         device: str = "cuda",
         name: str = NAME,
     ) -> None:
         self._budget = budget_bytes
         self._check = check
-        self._engines = engines
         self._provider = provider
         self._device = device
         self._name = name
 
-    def shared_by(self, engines: int) -> "OnnxRuntimeCuda":
-        """See `SharesMemory`."""
+    def shared_by(self, heads: int) -> "tuple[OnnxRuntimeCuda, OnnxRuntimeCuda]":
+        """See `SharesMemory`: the encoder gets at least half."""
+        each = min(self._budget // LEAST_PARTS, self._budget // (2 * max(1, heads)))
+        return self._with(self._budget - heads * each), self._with(each)
+
+    def _with(self, budget_bytes: int) -> "OnnxRuntimeCuda":
         return OnnxRuntimeCuda(
-            self._budget,
+            budget_bytes,
             check=self._check,
-            engines=engines,
             provider=self._provider,
             device=self._device,
             name=self._name,
@@ -101,7 +104,7 @@ class OnnxRuntimeCuda:
         settings: dict[str, Any] = {}
         if self._provider == PROVIDER:
             load_beside()
-            settings = {"gpu_mem_limit": self._budget // self._engines, **SETTINGS}
+            settings = {"gpu_mem_limit": self._budget, **SETTINGS}
         try:
             session = onnxruntime.InferenceSession(
                 graph, options, providers=[(self._provider, settings)], enable_fallback=0

@@ -50,9 +50,9 @@ class OnGpu(OnnxRuntimeCuda):
         super().__init__(budget, **{**more, "provider": "CPUExecutionProvider", "device": "cpu"})  # type: ignore[arg-type]
         self._lost = lost
 
-    def shared_by(self, engines: int) -> OnnxRuntimeCuda:
+    def shared_by(self, heads: int) -> tuple[OnnxRuntimeCuda, OnnxRuntimeCuda]:
         """Memory is no matter here."""
-        return self
+        return self, self
 
     def load(self, graph: bytes, *, title: str, precision: str) -> OnnxRuntimeCudaEngine:
         """Load for real."""

@@ -20,6 +20,7 @@ from appliance.inference.engine_store import EngineStore
 from appliance.inference.loaded_pack import LoadedPack
 from appliance.inference.nvml import GpuMonitor
 from appliance.inference.onnxruntime_cpu import OnnxRuntimeCpu
+from appliance.inference.onnxruntime_cuda import OnnxRuntimeCuda
 from appliance.inference.runner import PackRunner
 from appliance.inference.tensorrt_engine import TENSORRT_RTX, TensorRt
 from appliance.packs.open import open_pack
@@ -94,7 +95,7 @@ def test_the_best_runtime_comes_first_and_the_cpu_is_always_there(tmp_path: Path
 def test_the_graphs_of_a_pack_share_the_gpus_memory(
     pack: VerifiedPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many tasks a pack has, the limits of its encoder and heads together are a part of what is free."""
+    """However many tasks a pack has, its encoder has most of what is free for a pack, and all together no more."""
     session, limits = onnxruntime.InferenceSession, list[int]()
 
     def on_cpu(graph: bytes, *_: object, providers: Sequence[tuple[str, Mapping[str, int]]], **__: object) -> object:
@@ -109,7 +110,13 @@ def test_the_graphs_of_a_pack_share_the_gpus_memory(
     monkeypatch.setattr(onnxruntime, "InferenceSession", on_cpu)
     LoadedPack(pack, (pack.manifest.variants[0], cuda)).close()
     assert len(limits) == 1 + len(pack.manifest.tasks) == 5
-    assert 0.49 * GPU.free_bytes < sum(limits) <= 0.5 * GPU.free_bytes
+    budget = 0.5 * GPU.free_bytes
+    assert (limits[0], set(limits[1:])) == (budget / 2, {budget / 8})
+    for heads in (1, 4, 9, 100):
+        encoder, head = (OnnxRuntimeCuda(1 << 30).shared_by(heads)[part]._budget for part in (0, 1))
+        assert encoder >= 1 << 29
+        assert head <= 1 << 27
+        assert encoder + heads * head == 1 << 30
 
 
 def test_a_folder_that_others_can_write_is_not_trusted(tmp_path: Path) -> None:

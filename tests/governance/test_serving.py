@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain.errors import EngineFileError
+from appliance.domain.errors import EngineFileError, GateError, InferenceError
 from appliance.domain.manifest import EncoderVariant, VerifiedPack
 from appliance.governance.measured import Measured, machine_name
 from appliance.governance.serving import serve_best
@@ -146,6 +146,32 @@ def test_a_refused_engine_gives_way_to_onnx_runtime(pack: VerifiedPack, tmp_path
             runner.remove("chest-xray")
     with PackRunner((), runtimes=[refusing]) as runner, pytest.raises(EngineFileError, match="needs a GPU"):
         serve_best(for_gpu, runner)
+
+
+def test_a_way_that_has_no_memory_for_a_batch_gives_way(pack: VerifiedPack, tmp_path: Path) -> None:
+    """Golden cases hold one by one, batches do not fit: another way serves; with no other the pack is refused."""
+
+    class Small(WatchedRuntime):
+        """A device with room for one image."""
+
+        name = "onnxruntime-cuda"
+
+    def small(title: str, outputs: Outputs) -> Outputs:
+        if title.startswith("encoder") and len(next(iter(outputs.values()))) > 1:
+            raise InferenceError(f"ONNX Runtime failed on {title}: out of memory.", "See the log.")
+        return outputs
+
+    variants = (EncoderVariant("fp32", "encoder.onnx", ("onnxruntime-cuda", "onnxruntime-cpu")),)
+    for_gpu = VerifiedPack(dataclasses.replace(pack.manifest, variants=variants), pack.folder)
+    both = [Small(small), WatchedRuntime(lambda _, outputs: outputs)]
+    with PackRunner((), runtimes=both) as runner:
+        serving = serve_best(for_gpu, runner, Measured(tmp_path / "m.json", "m"))
+        assert runner.describe("chest-xray.guard").runtime == "onnxruntime-cpu"
+    assert "out of memory" in serving.rejected[0].reason
+    with PackRunner((), runtimes=both[:1]) as runner:
+        with pytest.raises(GateError, match="out of memory"):
+            serve_best(for_gpu, runner, Measured(tmp_path / "m.json", "m"))
+        assert runner.served() == ()
 
 
 def test_batches_are_as_large_as_they_pay() -> None:
