@@ -86,7 +86,8 @@ class InferenceSettings(_Section):
     metrics: str = ""
     """Where `GET /metrics` is answered: `unix:///path`, `127.0.0.1:port` or `off`; default: a socket in `run/`."""
     queue_images: Annotated[int, Field(ge=1, le=4096)] = 256
-    """Images that may wait; one more is refused with a hint when to try again."""
+    """Images that may wait; one more is refused with a hint when to try again. Each may be a request of up to 4 MiB:
+    with more than the default, give the unit more memory too (`MemoryMax`)."""
     ageing_seconds: Annotated[float, Field(gt=0)] = 2.0
     """Seconds of waiting that make up for one class of urgency (STAT, routine, background)."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 from appliance.domain.errors import DeadlineError, InferenceUnavailableError
 from appliance.inference.scheduler import Ask, Batching, BatchQueue, Place, QueueLimits
+from appliance.telemetry import logger_for
 
 Outcome = Callable[[Ask, BaseException | None], None]
 Work = Callable[[Sequence[Ask]], None]
@@ -36,9 +37,11 @@ class Lanes:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queue = BatchQueue(limits)
+        self._most_waiting = limits.images
         self._work = work
         self._give_up = give_up
         self._clock = clock
+        self._log = logger_for("inference")
         self._guard = threading.Lock()
         self._work_there = threading.Condition(self._guard)
         self._batch_done = threading.Condition(self._guard)
@@ -54,6 +57,11 @@ class Lanes:
     def clock(self) -> Callable[[], float]:
         """The clock that deadlines are on."""
         return self._clock
+
+    @property
+    def most_waiting_images(self) -> int:
+        """Images that may wait."""
+        return self._most_waiting
 
     @property
     def waiting_images(self) -> int:
@@ -161,7 +169,14 @@ class Lanes:
 
     def _tell_expired(self, expired: Sequence[Ask]) -> None:
         for ask in expired:
-            self._give_up(ask, DeadlineError(_EXPIRED, "Give it more time, or ask when less waits."))
+            self._tell(ask, DeadlineError(_EXPIRED, "Give it more time, or ask when less waits."))
+
+    def _tell(self, ask: Ask, error: Exception) -> None:
+        """Give an ask up; one that can't be told costs neither the others their word nor the thread its life."""
+        try:
+            self._give_up(ask, error)
+        except Exception:  # noqa: BLE001 - the top of a thread's loop: whoever else waits is told, the thread goes on
+            self._log.exception("an ask can't be told that it was given up", reason=str(error))
 
     def _is_under_way(self, key: Hashable) -> bool:
         return any(ask.key == key for batch in self._under_way for ask in batch)
@@ -171,7 +186,7 @@ class Lanes:
             self._work(batch)
         except Exception as error:  # noqa: BLE001 - the top of a lane's loop: those who wait are told, the lane goes on
             for ask in batch:
-                self._give_up(ask, error)
+                self._tell(ask, error)
 
     def _run(self) -> None:
         while True:
@@ -186,17 +201,23 @@ class Lanes:
                     continue
                 if taken.batch:
                     self._under_way.append(taken.batch)
-            self._tell_expired(taken.expired)
-            if taken.batch:
-                self._run_batch(taken.batch)
-            with self._guard:
+            try:
+                self._tell_expired(taken.expired)
                 if taken.batch:
-                    self._under_way = [batch for batch in self._under_way if batch is not taken.batch]
-                    if self._queue.images:  # what waited for this batch's images may be work for several lanes
-                        self._work_there.notify_all()
-                self._batch_done.notify_all()
+                    self._run_batch(taken.batch)
+            finally:
+                self._leave(taken.batch)
             # An idle lane must not keep the last batch's images alive.
             del taken
+
+    def _leave(self, batch: Sequence[Ask]) -> None:
+        """A batch is no longer under way, and those who wait for that are woken."""
+        with self._guard:
+            if batch:
+                self._under_way = [each for each in self._under_way if each is not batch]
+                if self._queue.images:  # what waited for this batch's images may be work for several lanes
+                    self._work_there.notify_all()
+            self._batch_done.notify_all()
 
 
 def _waitable(seconds: float | None) -> float | None:

@@ -307,6 +307,20 @@ class PackRunner:
         return max(sizes, default=0)
 
     @property
+    def most_waiting_images(self) -> int:
+        """Images that may be in the queue."""
+        return self._lanes.most_waiting_images
+
+    def on_device(self, name: str) -> bool:
+        """Whether the pack of this name that serves is computed elsewhere than on the CPU."""
+        pack = self._packs.get(name)
+        return pack is not None and pack.on_device
+
+    def shadow_on_device(self, name: str) -> bool:
+        """Whether the pack of this name that answers in shadow is computed elsewhere than on the CPU."""
+        return self._shadows.on_device(name)
+
+    @property
     def waiting_images(self) -> int:
         """Images in the queue."""
         return self._lanes.waiting_images

@@ -47,14 +47,13 @@ TYPED_BYTES_PER_PIXEL = 2
 """A UINT8 sent in typed contents is a varint of one or two bytes."""
 STOP_SECONDS = 5.0
 
-MOST_CALLS = 384
-"""Calls that are open at a time; gRPC refuses more with RESOURCE_EXHAUSTED. It is room for each image that may wait to
-be a call of its own, and half as many streams, health checks and refusals; with the largest requests of a 512 x 512
-pack (4.1 MiB) they hold 1.6 GiB of the unit's 4."""
+LEAST_CALLS = 384
+"""Calls that may be open at a time, however short the queue is: refusals, streams and health checks need room too."""
 MOST_CALLS_OF_A_CONNECTION = 256
 """HTTP/2 streams: a client with more calls waits at its own end, so that one connection leaves room for others."""
 PING_SECONDS, PONG_SECONDS = 30, 30
-"""A connection with open calls that is silent for the first is pinged; without an answer within the second it ends."""
+"""A connection with open calls that is silent for the first is pinged; without an answer within the second it ends.
+gRPC has two limits for that answer, of which the shorter ends it."""
 
 _WITHOUT_OTHERS = 0o117
 """umask under which the socket is made with mode 0660: owner and group may connect, nobody else."""
@@ -126,10 +125,11 @@ class InferenceServer:
     async def _start(self) -> None:
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(
-            maximum_concurrent_rpcs=MOST_CALLS,
+            maximum_concurrent_rpcs=most_calls(self._runner.most_waiting_images),
             options=[
                 ("grpc.max_concurrent_streams", MOST_CALLS_OF_A_CONNECTION),
                 ("grpc.keepalive_time_ms", PING_SECONDS * 1000),
+                ("grpc.keepalive_timeout_ms", PONG_SECONDS * 1000),
                 ("grpc.http2.ping_timeout_ms", PONG_SECONDS * 1000),
                 ("grpc.max_receive_message_length", largest_request(self._runner.largest_image)),
                 ("grpc.max_send_message_length", -1),
@@ -188,6 +188,19 @@ class InferenceServer:
         self._thread.join()
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
+
+
+def most_calls(images: int) -> int:
+    """Calls that may be open at a time; gRPC refuses more with RESOURCE_EXHAUSTED.
+
+    It is room for each image that may wait to be a call of its own, and half as many streams, health checks and
+    refusals. With the queue as it is by default and the largest requests of a 512 x 512 pack (4.1 MiB) they hold 1.6
+    GiB of the unit's 4.
+
+    Args:
+        images: How many may wait.
+    """
+    return max(LEAST_CALLS, images + images // 2)
 
 
 def largest_request(largest_image: int) -> int:

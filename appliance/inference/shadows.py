@@ -53,6 +53,11 @@ class Shadows:
         """Who answers in shadow."""
         return tuple(pack.provenance for pack in self._packs.values())
 
+    def on_device(self, name: str) -> bool:
+        """Whether the shadow of a pack is computed elsewhere than on the CPU."""
+        pack = self._packs.get(name)
+        return pack is not None and pack.on_device
+
     def able(self, wanted: Wanted, urgency: Urgency | None) -> LoadedPack | None:
         """The pack that answers this in shadow too: never work of the background, never while much waits."""
         pack = self._packs.get(wanted.pack)

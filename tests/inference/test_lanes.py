@@ -57,14 +57,17 @@ def work() -> Work:
 @pytest.fixture
 def lanes(work: Work) -> Iterator[Lanes]:
     """Lanes that do it; every ask that is given up fails the test."""
-
-    def give_up(ask: Ask, error: Exception) -> None:
-        raise AssertionError(ask, error)
-
-    made = Lanes(QueueLimits(), work, give_up)
+    given_up: list[tuple[Ask, Exception]] = []
+    made = Lanes(QueueLimits(), work, lambda each, error: given_up.append((each, error)))
     yield made
     work.go.set()
     made.close()
+    assert given_up == []
+
+
+def threads_of(lanes: Lanes) -> list[str]:
+    """Names of the threads of these lanes that live; another test's are none of ours."""
+    return [thread.name for thread in lanes._threads if thread.is_alive()]
 
 
 def ask(name: str, image: str = "", place: Place = TWO) -> Ask:
@@ -133,7 +136,7 @@ def test_closing_runs_what_waits_and_takes_nothing_new(work: Work) -> None:
     assert sorted(work.done) == ["a", "b", "c", "d"]
     with pytest.raises(InferenceUnavailableError, match="stopping"):
         lanes.submit(ask("late"))
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane-cpu")]
+    assert threads_of(lanes) == []
 
 
 def test_a_deadline_is_told_while_every_lane_is_taken(work: Work) -> None:
@@ -159,7 +162,57 @@ def test_a_deadline_is_told_while_every_lane_is_taken(work: Work) -> None:
     work.go.set()
     lanes.close()
     assert sorted(work.done) == ["patient", "runs"]
-    assert "deadlines" not in {thread.name for thread in threading.enumerate()}
+    assert threads_of(lanes) == []
+
+
+def test_an_ask_that_cannot_be_told_ends_no_thread(work: Work) -> None:
+    """Others are told of their deadline after it, by the same thread; lanes go on, and nothing stays under way."""
+    told: list[str] = []
+    heard = threading.Event()
+
+    def give_up(each: Ask, error: Exception) -> None:
+        told.append(each.payload)
+        if each.payload == "deaf":
+            raise RuntimeError(error)
+        heard.set()
+
+    lanes = Lanes(QueueLimits(), work, give_up)
+    alone = Place("gpu", 1)
+    lanes.submit(ask("runs", place=alone))
+    work.begins(1)
+    for round_ in range(2):
+        heard.clear()
+        deadline = time.monotonic() + 0.05
+        for name in ("deaf", f"late {round_}"):
+            each = ask(name, place=alone)
+            each.deadline = deadline
+            lanes.submit(each)
+        assert heard.wait(LONG)
+    assert told == ["deaf", "late 0", "deaf", "late 1"]
+    assert sorted(threads_of(lanes)) == ["deadlines", "lane-gpu-0"]
+    work.go.set()
+    lanes.drain("pack")
+    lanes.close()
+
+
+def test_a_lane_that_cannot_tell_leaves_no_batch_under_way() -> None:
+    """Work that raises, for one who can't be told either, is over: its key is drained, and the lane goes on."""
+    ran = threading.Event()
+
+    def fail(batch: Sequence[Ask]) -> None:
+        if batch[0].payload == "bad":
+            raise ValueError("broken")
+        ran.set()
+
+    def give_up(_: Ask, error: Exception) -> None:
+        raise RuntimeError(error)
+
+    lanes = Lanes(QueueLimits(), fail, give_up)
+    lanes.submit(ask("bad", place=Place("gpu", 1)))
+    lanes.drain("pack")
+    lanes.submit(ask("good", place=Place("gpu", 1)))
+    assert ran.wait(LONG)
+    lanes.close()
 
 
 def test_a_deadline_beyond_what_a_thread_can_wait_ends_no_lane(lanes: Lanes, work: Work) -> None:
@@ -173,7 +226,7 @@ def test_a_deadline_beyond_what_a_thread_can_wait_ends_no_lane(lanes: Lanes, wor
     assert work.begins(2) == ["first", "other"]
     work.go.set()
     assert work.ends(3) == ["again", "first", "other"]
-    assert len([thread for thread in threading.enumerate() if thread.name.startswith("lane-cpu")]) == 2
+    assert len([name for name in threads_of(lanes) if name.startswith("lane-cpu")]) == 2
 
 
 def test_asks_with_later_deadlines_wake_nobody(lanes: Lanes, work: Work) -> None:
@@ -192,7 +245,7 @@ def test_without_a_deadline_nobody_watches_the_time(lanes: Lanes, work: Work) ->
     """No thread for deadlines is made before there is one."""
     lanes.submit(ask("a"))
     work.begins(1)
-    assert "deadlines" not in {thread.name for thread in threading.enumerate()}
+    assert "deadlines" not in threads_of(lanes)
 
 
 def test_where_no_thread_can_be_started_an_ask_is_refused(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from appliance.inference.generated import open_inference_pb2 as oip
 from appliance.inference.generated.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from appliance.inference.runner import PackRunner
 from appliance.inference.scheduler import QueueLimits
-from appliance.inference.server import InferenceServer
+from appliance.inference.server import InferenceServer, most_calls
 from appliance.telemetry import logger_for
 from tests.fakes.certificates import certificate
 from tests.fakes.tiny_pack import bright_picture
@@ -143,7 +143,8 @@ def test_a_full_queue_says_when_to_come_again(pack: VerifiedPack, tmp_path: Path
 
 def test_open_calls_are_bounded(pack: VerifiedPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One more than may be open is refused at once, with a code that says to come again; then all is well."""
-    monkeypatch.setattr("appliance.inference.server.MOST_CALLS", 3)
+    monkeypatch.setattr("appliance.inference.server.LEAST_CALLS", 3)
+    monkeypatch.setattr("appliance.inference.runner.PackRunner.most_waiting_images", 2)
     held = Held()
     with served(pack, tmp_path, held) as stub:
         calls = [stub.ModelInfer.future(request(picture=bright_picture() - level)) for level in range(5)]
@@ -152,6 +153,11 @@ def test_open_calls_are_bounded(pack: VerifiedPack, tmp_path: Path, monkeypatch:
         refused = [error for error in (call.exception(20) for call in calls) if error is not None]
         assert [error.code() for error in refused] == [Code.RESOURCE_EXHAUSTED] * 2
         assert stub.ModelInfer(request(), timeout=10).outputs
+
+
+def test_a_longer_queue_has_calls_to_fill_it() -> None:
+    """Each image that may wait may be a call of its own, and there is room beside them; a short queue takes none."""
+    assert [most_calls(images) for images in (1, 256, 257, 4096)] == [384, 384, 385, 6144]
 
 
 WAITING = """
@@ -175,7 +181,7 @@ def test_a_client_that_stands_still_is_let_go(
 ) -> None:
     """A stopped process, which answers no ping and reads nothing, holds neither its call nor its place in the queue."""
     monkeypatch.setattr("appliance.inference.server.PING_SECONDS", 1)
-    monkeypatch.setattr("appliance.inference.server.PONG_SECONDS", 1)
+    monkeypatch.setattr("appliance.inference.server.PONG_SECONDS", 5)  # long enough for our own channel's answer
     held = Held()
     with served(pack, tmp_path, held) as stub:
         first = stub.ModelInfer.future(request())
