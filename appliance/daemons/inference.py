@@ -68,7 +68,8 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         where = settings.inference.metrics or f"unix://{settings.state / METRICS_SOCKET}"
         if where != OFF:
             stack.enter_context(MetricsServer(where, lambda: metrics_text(runner, monitor.state())))
-        runner.when_failing(stack.enter_context(GpuLoss(monitor.state, keeper.refresh)).failed)
+        loss = GpuLoss(monitor.state, keeper.move, partial(_on_device, runner))
+        runner.when_failing(stack.enter_context(loss).failed)
         clear_drafts(store.built)  # the socket is ours, so no other daemon builds here
         file = settings.state / PROGRESS_FILE
         builds = stack.enter_context(EngineBuilds(lambda progress: write_progress(file, progress), keeper.refresh))
@@ -81,6 +82,10 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
 def _changed(server: InferenceServer) -> None:
     server.say_ready()
     give_back()
+
+
+def _on_device(runner: PackRunner, pack: str) -> bool:
+    return runner.on_device(pack) or runner.shadow_on_device(pack)
 
 
 def _runtimes(

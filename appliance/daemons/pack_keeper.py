@@ -82,6 +82,7 @@ class PackKeeper:
         threads = settings.inference.threads or usable_cpus()
         self._measured = Measured(settings.state / MEASURED_FILE, machine_name(threads), runner.traffic)
         self._marks = load_marks(settings)
+        self._without_all: set[str] = set()
 
     def when_changed(self, changed: Callable[[], None]) -> None:
         """Say whom to tell that packs came or went."""
@@ -142,6 +143,16 @@ class PackKeeper:
             self._write()
         self._changed()
 
+    def move(self, name: str) -> None:
+        """Choose anew how a pack and its shadow are served: the device that computed them is lost."""
+        self.refresh(name)
+        if self._runner.shadow_on_device(name):
+            with self._busy:
+                self._runner.drop_shadow(name)
+                with suppress(PackError):  # listed with its reason; nobody waits for a shadow
+                    self._shadow(name, self._installed(), self._selection().get(name, Selected()))
+                self._write()
+
     def unload(self, name: str) -> None:
         """Stop serving a pack; see `Repository.unload`."""
         pack_name = name.partition(".")[0]
@@ -171,9 +182,14 @@ class PackKeeper:
                 if isinstance(problem, PackProblem) and name in {problem.name, problem.name.rpartition("-")[0]}:
                     raise problem.error
             raise UnknownModelError(f"No pack {name} is installed.", "`insite packs list` lists what is.")
-        if (wanted.manifest.name, wanted.manifest.digest) not in self._serving():
+        serves = (wanted.manifest.name, wanted.manifest.digest) in self._serving()
+        if not serves or self._may_serve_better(wanted.manifest.digest):
             self._swap(wanted, _standing_by(_of_name(found, name), selected, [wanted]))
         self._shadow(name, found, selected)
+
+    def _may_serve_better(self, digest: str) -> bool:
+        """Whether a way to serve a pack was left out for a crash, and somebody has lifted the mark since."""
+        return digest in self._without_all and not self._marks.holds(digest)
 
     def _serving(self) -> set[tuple[str, str]]:
         return {(model.provenance.pack, model.provenance.pack_digest) for model in self._runner.served()}
@@ -242,6 +258,10 @@ class PackKeeper:
             self._log.error(
                 "precision rejected", pack=manifest.name, precision=rejection.precision, reason=rejection.reason
             )
+        if any(rejection.crashed for rejection in serving.rejected):
+            self._without_all.add(manifest.digest)
+        else:
+            self._without_all.discard(manifest.digest)
         report = serving.report
         self._log.info(
             "pack active",

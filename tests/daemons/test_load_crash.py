@@ -4,19 +4,26 @@ import json
 import signal
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 
-from appliance.daemons.pack_keeper import LOADING_FOLDER, load_marks
+from appliance.daemons.pack_keeper import LOADING_FOLDER, MEASURED_FILE, PackKeeper, load_marks
 from appliance.daemons.packs import activate
 from appliance.domain.errors import CrashedLoadError, PackError
 from appliance.governance.load_marks import KILLS, LoadMarks
-from appliance.inference.runner import Choice
+from appliance.governance.measured import Measured, machine_name
+from appliance.inference.runner import Choice, PackRunner
+from appliance.inference.scheduler import Batching
 from appliance.settings import Settings
+from appliance.telemetry import logger_for
 from tests.fakes.inference_daemon import running, settings_for
 from tests.fakes.tiny_pack import TinyPack, bright_picture, encoder_graph, rewritten, tiny_pack
+from tests.fakes.two_precisions import two_precisions
 
 DAEMON = """
 import json, os, sys, threading
@@ -87,6 +94,34 @@ def test_what_brought_the_daemon_down_is_left_out_until_it_is_activated(settings
     assert list((settings.state / LOADING_FOLDER).iterdir()) == []
 
 
+def test_a_way_that_crashed_is_tried_again_in_a_release_that_serves(tmp_path: Path) -> None:
+    """One precision is left out and the other serves: whoever activates the release has both tried, and no one else."""
+    pack = two_precisions(tiny_pack(tmp_path / "packs"))
+    settings = settings_for(tmp_path, pack)
+    int8 = Choice("int8", "onnxruntime-cpu", onnxruntime.__version__)
+    crashed(load_marks(settings), pack, int8)
+    measured = Measured(settings.state / MEASURED_FILE, machine_name(1))
+    for precision, seconds in (("int8", 0.001), ("fp32", 0.01)):
+        measured.keep(pack.manifest.digest, replace(int8, precision=precision), Batching(1, 0.0, seconds))
+    with PackRunner((), 1) as runner:
+        keeper = PackKeeper(settings, runner, lambda: PackRunner((), 1), logger_for("test"))
+        keeper.start(threading.Event())
+
+        def precision() -> str:
+            return runner.infer("chest-xray.guard", bright_picture()).provenance.precision
+
+        keeper.load("chest-xray")
+        assert precision() == "fp32"
+        load_marks(settings).lift(pack.manifest.digest)
+        keeper.load("chest-xray")
+        assert precision() == "int8"
+        (status,) = keeper.statuses()
+        assert (status.state, status.precision, status.reason) == ("active", "int8", "")
+        serving = runner._packs["chest-xray"]
+        keeper.load("chest-xray")
+        assert runner._packs["chest-xray"] is serving
+
+
 def test_a_mark_goes_whichever_way_the_load_ends(tmp_path: Path) -> None:
     """A refusal is no crash; while a load lasts its mark is there."""
     manifest = tiny_pack(tmp_path / "packs").manifest
@@ -96,9 +131,9 @@ def test_a_mark_goes_whichever_way_the_load_ends(tmp_path: Path) -> None:
     assert list(marks.folder.iterdir()) == []
 
 
-def crashed(marks: LoadMarks, pack: TinyPack) -> None:
+def crashed(marks: LoadMarks, pack: TinyPack, choice: Choice = CPU) -> None:
     """Leave what a process leaves that died of a pack."""
-    with marks.during(pack.manifest, CPU):
+    with marks.during(pack.manifest, choice):
         (file,) = marks.folder.iterdir()
         left = file.read_text() + "Fatal Python error: Segmentation fault\n\nCurrent thread"
     file.write_text(left)
