@@ -6,8 +6,8 @@ from appliance.domain.gpu import GpuState
 _WAY_FORWARD = "ONNX Runtime serves on the CPU until the GPU was looked at and reset."
 
 
-def check_sound(state: GpuState | None) -> None:
-    """Let a sound GPU pass.
+def check_sound(state: GpuState | None) -> GpuState:
+    """Let a sound GPU pass, and give its state back.
 
     Args:
         state: What it says now; None when it has stopped answering.
@@ -22,3 +22,4 @@ def check_sound(state: GpuState | None) -> None:
             f"The GPU reported errors ({state.ecc_errors or 0} of its memory, XIDs {list(state.xid_errors)}).",
             _WAY_FORWARD,
         )
+    return state

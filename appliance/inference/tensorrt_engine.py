@@ -60,7 +60,7 @@ class TensorRt:
         store: Finds an engine file by its source graph.
         host: What this machine can run.
         cuda: Opens the device's memory; called when the first engine that fits is loaded.
-        gpu: Its state, for the memory budget; None when unknown.
+        gpu: Its state, for the memory budget; None when it does not answer: nothing is loaded then.
         trial: Loads a file's name and checked bytes in a child process first; raises when it did not survive them.
         library: Stands in for the library in tests.
     """
@@ -99,7 +99,8 @@ class TensorRt:
         """Make an engine of the file that was built from this graph; see `Runtime.load`.
 
         Raises:
-            EngineFileError: There is no such file, it does not fit here, its memory is not free, or it can't be read.
+            EngineFileError: There is no such file, it does not fit here, the GPU is not sound, its memory is not free,
+                or the file can't be read.
         """
         source = hashlib.sha256(graph).hexdigest()
         file = self._store.find(source, self._name)
@@ -128,11 +129,9 @@ class TensorRt:
         return self._reader
 
     def _check_gpu(self, metadata: EngineMetadata, title: str) -> None:
-        state = self._gpu()
-        if state is not None:
-            check_sound(state)
+        state = check_sound(self._gpu())
         needed = metadata.size_bytes * ENGINE_MEMORY + SPARE_BYTES
-        if state is not None and state.free_bytes < needed:
+        if state.free_bytes < needed:
             raise EngineFileError(
                 f"The engine of {title} needs {needed >> 20} MiB of the GPU's memory; "
                 f"{state.free_bytes >> 20} MiB are free.",

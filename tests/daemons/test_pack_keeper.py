@@ -9,6 +9,7 @@ import pytest
 
 from appliance.daemons.pack_keeper import PackKeeper, PackStatus
 from appliance.daemons.packs import _running
+from appliance.domain.gpu import GpuState
 from appliance.domain.manifest import EncoderVariant
 from appliance.governance.selection import Selected, write_selection
 from appliance.inference.engine_store import EngineStore
@@ -23,6 +24,8 @@ from tests.fakes.fake_gpu import FAKE_TENSORRT, HOST, FakeCuda
 from tests.fakes.inference_daemon import settings_for
 from tests.fakes.tiny_pack import TinyPack, rewritten, tiny_pack
 from tests.fakes.watched_runtime import Outputs, WatchedRuntime
+
+SOUND = GpuState("NVIDIA L4", "GPU-1", "8.9", "580", 24 << 30, 20 << 30)
 
 
 @pytest.fixture
@@ -92,7 +95,7 @@ def test_a_pack_without_its_engine_is_a_failed_precondition(settings: Settings, 
     rewritten(pack, variants=(EncoderVariant("fp32", "encoder.onnx", (TENSORRT_RTX,)),))
     store = EngineStore(tmp_path / "engines", (), lambda _: None)
     runtime = TensorRt(
-        TENSORRT_RTX, store, HOST, FakeCuda, gpu=lambda: None, trial=lambda *_: None, library=FAKE_TENSORRT
+        TENSORRT_RTX, store, HOST, FakeCuda, gpu=lambda: SOUND, trial=lambda *_: None, library=FAKE_TENSORRT
     )
     path = tmp_path / "s.sock"
     with PackRunner((), runtimes=[runtime]) as runner:

@@ -42,6 +42,7 @@ def tensorrt(
     host: EngineHost = HOST,
     free: int = 6 << 30,
     xids: tuple[int, ...] = (),
+    answers: bool = True,
     trial: Callable[[str, bytes], None] = lambda *_: None,
     name: str = TENSORRT_RTX,
 ) -> tuple[TensorRt, FakeCuda]:
@@ -49,7 +50,15 @@ def tensorrt(
     cuda = FakeCuda()
     state = GpuState("GPU", "GPU-1", "8.9", "580", 8 << 30, free, xid_errors=xids)
     store = EngineStore(folder, (), lambda _: None)
-    runtime = TensorRt(name, store, host, lambda: cuda, gpu=lambda: state, trial=trial, library=FAKE_TENSORRT)
+    runtime = TensorRt(
+        name,
+        store,
+        host,
+        lambda: cuda,
+        gpu=lambda: state if answers else None,
+        trial=trial,
+        library=FAKE_TENSORRT,
+    )
     return runtime, cuda
 
 
@@ -184,12 +193,13 @@ def test_an_engine_without_room_to_run_is_refused(tmp_path: Path, monkeypatch: p
         ({"host": EngineHost((), "8.9")}, EngineRefusal.NO_RUNTIME),
         ({"free": 1 << 20}, None),
         ({"xids": (79,)}, None),
+        ({"answers": False}, None),
     ],
 )
 def test_an_engine_that_does_not_fit_is_never_opened(
     tmp_path: Path, changes: dict[str, object], refusal: EngineRefusal | None
 ) -> None:
-    """Another GPU, another version, no GPU, too little memory: refused before the library sees a byte."""
+    """Another GPU, another version, no GPU, too little memory, a lost GPU: refused before the library sees a byte."""
     fake_engine(tmp_path, GRAPH)
     opened: list[str] = []
     runtime, _ = tensorrt(tmp_path, trial=lambda name, _: opened.append(name), **changes)  # type: ignore[arg-type]
