@@ -64,12 +64,12 @@ def samples_from_csv(path: Path, section: DataSection, seed: int) -> tuple[Sampl
             for column in COLUMNS:
                 if column not in (reader.fieldnames or ()):
                     raise InputError(f"{path} has no column {column!r}.", "Add the column, or use the README's layout.")
-            rows = [{name: row[name] or "" for name in COLUMNS} for row in reader]
+            rows = [(reader.line_num, {name: row[name] or "" for name in COLUMNS}) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"The labels {path} can't be read: {error}.", "Give a CSV file in UTF-8.") from error
     samples = tuple(
         _sample(f"{path}, line {number}", row, section, seed)
-        for number, row in enumerate(rows, start=2)
+        for number, row in rows
         if row["nc"] == "0" and not row["licence"].startswith(_SHARE_ALIKE)
     )
     refuse_leakage(samples)

@@ -13,7 +13,7 @@ from export.attribution import PIECES
 from export.device import training_device
 from export.ensemble import Member, ensemble_from_files
 from export.images import ImageSet
-from export.learning import Batch, Training, supervised_loss, train, upsampled
+from export.learning import Batch, Training, memory_for, supervised_loss, train, upsampled
 from export.pretrained import load_published
 from export.recipe import Recipe, StudentSection
 from export.student import MultiTaskNet, Outputs, architecture_named
@@ -54,10 +54,12 @@ def distil(
         encoder: What foundation teachers taught the encoder before; where None, it starts as the recipe says.
 
     Raises:
-        SettingsError: The student is to start from a teacher of another architecture.
+        SettingsError: The student is to start from a teacher of another architecture, or the GPU's memory is too small.
     """
     torch.manual_seed(recipe.pack.seed)
-    expert = ensemble_from_files(teachers).to(training_device())
+    expert = ensemble_from_files(teachers)
+    with memory_for("student", recipe.student):
+        expert.to(training_device())
     student = MultiTaskNet(architecture_named(recipe.student.architecture))
     if encoder is not None:
         student.encoder.load_state_dict(load_file(encoder))

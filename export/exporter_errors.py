@@ -43,8 +43,14 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _layer(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: Any, node: str) -> str:
-    """The path of the module that a node of the traced program comes from; the node's own name where it has none."""
-    program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes)
+    """The path of the module that a node of the traced program comes from; the node's own name where it has none.
+
+    So it is where tracing again fails: the exporter has more ways to trace than this one.
+    """
+    try:
+        program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes)
+    except Exception:  # noqa: BLE001 - torch raises many kinds; the exporter's own error is the one to tell
+        return node
     for each in program.graph.nodes:
         if each.name == node:
             paths = [path for path, _ in each.meta.get("nn_module_stack", {}).values() if path]

@@ -63,11 +63,13 @@ def prepare(recipe: Recipe, data: Path, out: Path) -> None:
     mask_of: list[int] = []
     unreadable: list[dict[str, str]] = []
     for sample in samples:
+        reading = sample.file
         try:
-            images[len(kept)] = input_from_file(data / sample.file, recipe.input)
-            mask = mask_from_file(data / sample.mask, recipe.data.mask_side) if sample.mask else None
+            images[len(kept)] = input_from_file(data / reading, recipe.input)
+            reading = sample.mask
+            mask = mask_from_file(data / reading, recipe.data.mask_side) if reading else None
         except NOT_A_PICTURE as error:
-            unreadable.append({"file": sample.file, "reason": str(error)})
+            unreadable.append({"file": reading, "reason": str(error)})
             continue
         kept.append(sample)
         mask_of.append(-1 if mask is None else len(masks))

@@ -5,6 +5,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -176,18 +177,29 @@ def train(net: nn.Module, core: MultiTaskNet, run: Training, loss_of: Callable[[
         StorageFullError: The disk is full; the last checkpoint stays.
     """
     if not weights.is_file():
-        try:
+        with memory_for(run.name, run.section):
             state = _trained(net, core, run, loss_of)
-        except torch.OutOfMemoryError as error:
-            raise SettingsError(
-                f"The GPU's memory is too small for {run.name}.batch = {run.section.batch} of the recipe.",
-                "Give a smaller one, which trains anew; or run the same command where more memory is free, on a larger "
-                "GPU or with fewer --jobs: it goes on from the last checkpoint.",
-            ) from error
         save_whole(weights, save(state))
     (run.folder / CHECKPOINT).unlink(missing_ok=True)
     for phase in phases_of(run.section):
         (run.folder / f"{phase.name}.pt").unlink(missing_ok=True)
+
+
+@contextmanager
+def memory_for(name: str, section: TeacherSection | StudentSection) -> Iterator[None]:
+    """What is done within needs the GPU's memory for the training of a section of the recipe.
+
+    Raises:
+        SettingsError: There is too little; the section's batch is named.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise SettingsError(
+            f"The GPU's memory is too small for {name}.batch = {section.batch} of the recipe.",
+            "Give a smaller one, which trains anew; or run the same command where more memory is free, on a larger "
+            "GPU or with fewer --jobs: it goes on from the last checkpoint.",
+        ) from error
 
 
 def _trained(

@@ -62,12 +62,13 @@ def read_pictures(cases: Sequence[Case], data: Path, base: PackManifest, recipe:
     for case in cases:
         own: list[int] = []
         for file in case.files:
+            reading = file
             try:
-                images[used] = input_from_file(data / file, base.input)
-                if case.mask:
-                    masks.append(mask_from_file(data / case.mask, side))
+                images[used] = input_from_file(data / reading, base.input)
+                if reading := case.mask:
+                    masks.append(mask_from_file(data / reading, side))
             except NOT_A_PICTURE as error:
-                unreadable.append({"file": file, "reason": str(error)})
+                unreadable.append({"file": reading, "reason": str(error)})
                 continue
             own.append(used)
             used += 1

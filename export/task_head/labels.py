@@ -52,11 +52,11 @@ def cases_from_csv(path: Path, recipe: TaskRecipe) -> tuple[Case, ...]:
                     raise InputError(
                         f"{path} has no column {column!r}.", f"A {recipe.task.head} head needs {', '.join(columns)}."
                     )
-            rows = [{name: (row[name] or "").strip() for name in columns} for row in reader]
+            rows = [(reader.line_num, {name: (row[name] or "").strip() for name in columns}) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"The labels {path} can't be read: {error}.", "Give a CSV file in UTF-8.") from error
     known = "mask" if recipe.task.head == SEGMENTATION else "label"
-    kept = [(number, row) for number, row in enumerate(rows, start=2) if row[known]]
+    kept = [(number, row) for number, row in rows if row[known]]
     for number, row in kept:
         _check(path, number, row)
     cases = _grouped(path, [row for _, row in kept], recipe)

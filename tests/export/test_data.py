@@ -86,6 +86,15 @@ def test_a_wrong_value_is_named_with_its_line(
     assert tiny_rows[1]["patient_id"] not in str(caught.value)
 
 
+def test_the_line_is_the_one_that_an_editor_shows(tmp_path: Path, tiny_rows: Rows, recipe: Recipe) -> None:
+    """Also behind a quoted value of two lines and an empty line."""
+    tiny_rows[0]["view"], tiny_rows[1]["split"] = "P\nA", "test"
+    path = written(tmp_path, tiny_rows)
+    path.write_text(path.read_text().replace("\n", "\n\n", 1))
+    with pytest.raises(InputError, match=r"labels\.csv, line 5: the split is 'test'"):
+        samples_from_csv(path, recipe.data, recipe.pack.seed)
+
+
 def test_a_file_that_is_no_csv_is_refused(tmp_path: Path, recipe: Recipe) -> None:
     """Neither a missing file nor one of another encoding is a traceback."""
     (tmp_path / "labels.csv").write_text("file,mask", encoding="utf-16")
@@ -177,6 +186,16 @@ def test_an_unreadable_image_is_listed(
     prepared = image_set(out)
     assert len(prepared.samples) == len(prepared.images)
     assert "images/000.jpg" not in {sample.file for sample in prepared.samples}
+
+
+def test_an_unreadable_mask_is_listed_by_its_own_name(tmp_path: Path, tiny_data: Path, recipe: Recipe) -> None:
+    """Its image is left out with it, and is not the file to repair."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    (tmp_path / "data" / "masks" / "014.png").write_bytes(b"no picture")
+    (tmp_path / "out").mkdir()
+    prepare(recipe, tmp_path / "data", tmp_path / "out")
+    assert [each["file"] for each in read_json(tmp_path / "out" / "unreadable.json")] == ["masks/014.png"]
+    assert "images/014.jpg" not in {sample.file for sample in image_set(tmp_path / "out").samples}
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA"])

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from appliance.domain.errors import SettingsError
-from export.distil import OCCLUDED_MOST, PIECES, blanked_outside, occluded
+from export.distil import OCCLUDED_MOST, PIECES, blanked_outside, distil, occluded
+from export.ensemble import Ensemble
+from export.images import ImageSet
 from export.recipe import as_json, recipe_from_toml
 
 SIDE, CHILDREN = 512, 64
@@ -92,3 +95,18 @@ def test_the_key_may_be_left_out(key: str, tiny_recipe: Path, tmp_path: Path) ->
     path.write_text(tiny_recipe.read_text().replace(before, f"{before}{key} = 1.5\n"))
     with pytest.raises(SettingsError, match=rf"student\.{key} of the recipe is 1\.5"):
         recipe_from_toml(path)
+
+
+def test_teachers_that_do_not_fit_into_the_gpu_are_said(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same sentence as in the training that follows."""
+
+    def full(_: Ensemble, *device: torch.device, **__: torch.memory_format) -> None:
+        if device:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Ensemble, "to", full)
+    none = np.zeros((0, SIDE, SIDE), np.uint8)
+    with pytest.raises(SettingsError, match=r"student\.batch = 8 .*smaller one.*larger GPU"):
+        distil(recipe_from_toml(tiny_recipe), ImageSet((), none, none, ()), (), tmp_path, print)

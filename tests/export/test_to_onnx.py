@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from appliance.domain.errors import EngineFileError
 from appliance.domain.manifest import InputSpec
 from export.calibrate import guard_head
+from export.exporter_errors import refusal_from_exporter
 from export.onnx_parity import refuse_other_answers
 from export.runner import Runner
 from export.student import ARCHITECTURES, MultiTaskNet
@@ -92,6 +93,14 @@ def test_an_operator_that_torch_can_not_export_is_named_with_its_layer(tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_layer_that_can_not_be_traced_again_is_named_by_its_node() -> None:
+    """Where the layer can't be looked up, the exporter's sentence stays, with the name of the node."""
+    net = nn.Sequential(Calling(lambda values: values if float(values.sum()) > 0 else -values))
+    error = RuntimeError("Error when translating node %enchant : [num_users=1] = call_function[target=its.enchant]")
+    refused = refusal_from_exporter(error, net, (torch.zeros(2, 3),), None, "head.onnx")
+    assert "the operator its.enchant of the layer enchant" in refused.message
+
+
 def test_what_torch_can_not_trace_is_said(tmp_path: Path) -> None:
     """A layer that hangs on the values that it is shown is refused with the graph's name."""
     with pytest.raises(EngineFileError, match=r"head\.onnx can't be exported"):
@@ -109,6 +118,15 @@ def test_a_graph_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
         shift(path, off)
         with pytest.raises(EngineFileError, match=rf"output answer of .* differs from torch by {off:g}"):
             refuse_other_answers(net, (values,), ("answer",), path)
+
+
+def test_a_graph_of_another_shape_is_refused(tmp_path: Path) -> None:
+    """The same numbers in another shape are another answer; both shapes are named."""
+    net, values = nn.Linear(3, 1).eval(), torch.ones(2, 3)
+    path = tmp_path / "head.onnx"
+    export_module(net, (values,), ("values",), ("answer",), path)
+    with pytest.raises(EngineFileError, match=r"output answer of .* has the shape \[2, 1\], in torch \[2\]"):
+        refuse_other_answers(nn.Sequential(net, nn.Flatten(0)), (values,), ("answer",), path)
 
 
 def shift(path: Path, off: float) -> None:

@@ -67,6 +67,14 @@ def test_a_wrong_value_is_named_with_its_line(site: Site, change: dict[str, str]
     assert "line 2" in str(caught.value)
 
 
+def test_the_line_is_the_one_that_an_editor_shows(site: Site) -> None:
+    """Also behind a quoted value of two lines."""
+    rows = [row | {"note": "of two\nlines"} for row in site.rows]
+    rows[1]["split"] = "test"
+    with pytest.raises(InputError, match="line 5: the split is 'test'"):
+        cases(site, rows)
+
+
 def test_a_volume_must_agree_with_itself(site: Site) -> None:
     """All images of a volume have one patient, one split and one label."""
     with pytest.raises(InputError, match="two values of label"):

@@ -20,7 +20,10 @@ from appliance.packs.signing import PUBLIC_KEY, generate_keys
 from export.artefacts import read_json
 from export.cli import app
 from export.runner import Runner
+from export.task_head.features import read_pictures
 from export.task_head.join import joined, trained_task, weaker_claim
+from export.task_head.labels import cases_from_csv
+from export.task_head.recipe import task_recipe_from_toml
 from tests.export.task_head.conftest import Site, key_of
 from tests.fakes.tiny_pack import tiny_verified
 
@@ -172,6 +175,16 @@ def test_unreadable_images_are_listed_and_bounded(site: Site, repository: Path, 
     assert "4 of 48 images can't be read" in " ".join(result.output.split())
     listed = read_json(tmp_path / "out" / "stripes.steps" / "task.partial" / "unreadable.json")
     assert [each["file"] for each in listed] == [f"{number}.png" for number in range(4)]
+
+
+def test_an_unreadable_mask_is_listed_by_its_own_name(site: Site, base: VerifiedPack, tmp_path: Path) -> None:
+    """Its image is left out with it, and is not the file to repair."""
+    (site.folder / "3.mask.png").write_bytes(b"no picture")
+    recipe = task_recipe_from_toml(site.recipe(head='"segmentation"'))
+    cases = cases_from_csv(site.labels(), recipe)
+    pictures = read_pictures(cases, site.folder, base.manifest, recipe, tmp_path)
+    assert [each["file"] for each in read_json(tmp_path / "unreadable.json")] == ["3.mask.png"]
+    assert len(pictures.cases) == len(pictures.masks) == len(cases) - 1
 
 
 @pytest.mark.parametrize(
