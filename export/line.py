@@ -35,11 +35,11 @@ from export.tune_attribution import attribution_on_tune
 from export.verify import ENCODERS, Inputs, verify
 
 STEP_VERSIONS = {
-    "data": 1,
+    "data": 2,
     "negatives": 1,
     "teachers": 2,
     "second_teacher": 1,
-    "distil": 2,
+    "distil": 3,
     "calibrate": 2,
     "to_onnx": 2,
     "quantise": 5,
