@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -256,6 +257,12 @@ def test_a_teacher_is_trained_at_all_and_a_student_once(
         changed(prepared[0], change)
 
 
+def left_running() -> list[int]:
+    """Processes of this one's pools that live; one that two threads waited for counts as active for ever."""
+    pids = [each.pid for each in multiprocessing.active_children() if each.pid is not None]
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+
 def test_a_net_that_fails_ends_the_others(prepared: tuple[Recipe, ImageSet], tmp_path: Path) -> None:
     """What went wrong is told at once, not when all that was queued is trained; no process is left."""
     recipe, data = prepared
@@ -263,7 +270,7 @@ def test_a_net_that_fails_ends_the_others(prepared: tuple[Recipe, ImageSet], tmp
     folds = dataclasses.replace(trial(data, tmp_path), jobs=2, seeds=10)
     with pytest.raises(InputError, match="No architecture is named 'unknown'"):
         train_all([unknown, recipe], folds, Silent().say)
-    assert multiprocessing.active_children() == []
+    assert left_running() == []
     assert len(list(tmp_path.glob("*/*.safetensors"))) < 40
 
 
@@ -278,7 +285,7 @@ def test_an_interrupted_command_trains_nothing_more(prepared: tuple[Recipe, Imag
 
     with pytest.raises(KeyboardInterrupt):
         train_all([recipe], folds, say)
-    assert multiprocessing.active_children() == []
+    assert left_running() == []
     assert 1 <= len(list(tmp_path.glob("*/*.safetensors"))) < 40
 
 

@@ -141,7 +141,7 @@ def a_task(base: VerifiedPack, folder: Path) -> TrainedTask:
     return write_task(folder, task, report | {"source": dataclasses.asdict(source)})
 
 
-@pytest.mark.parametrize("what", ["sign_pack", "save_file", "shutil.copyfile"])
+@pytest.mark.parametrize("what", ["sign_pack", "save_whole", "shutil.copyfile"])
 def test_a_disk_that_fills_up_leaves_no_half_joined_pack(
     base: VerifiedPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
