@@ -8,7 +8,7 @@ from typing import Any
 
 from appliance.domain.errors import ManifestError
 from appliance.domain.manifest import PackManifest
-from appliance.packs.files import SIGNATURE, file_sha256, pack_files, stands_outside
+from appliance.packs.files import SIGNATURE, file_sha256, may_be_unlisted, pack_files, stands_outside
 from appliance.packs.manifest_json import (
     GATE_REPORT,
     MANIFEST,
@@ -44,7 +44,7 @@ def write_manifests(folder: Path, draft: PackManifest) -> PackManifest:
     files = {
         path: file_sha256(folder / path)
         for path in pack_files(folder)
-        if path not in {MANIFEST, SIGNATURE} and not stands_outside(path)
+        if path not in {MANIFEST, SIGNATURE} and not stands_outside(path) and not may_be_unlisted(path)
     }
     complete = dataclasses.replace(
         draft, tasks=tasks, files=files, gate_report_id=_sha256(folder, GATE_REPORT), base_digest=base, digest=""

@@ -10,6 +10,9 @@ from appliance.domain.errors import PackContentError
 SIGNATURE = "model.sig"
 ENGINE_SUFFIXES = (".engine", ".engine.json", ".engine.sig")
 """An engine, its description and that one's signature: made after the pack, often on the machine that runs it."""
+UNLISTED = frozenset({"speed.json", "gate-report.html"})
+"""Files at a pack's root that its signature covers and its manifest does not list: they hold measured times, which no
+two makings have alike, and so stay out of the pack's digest. Nothing that runs reads them."""
 
 ALLOWED_SUFFIXES = frozenset({".onnx", ".safetensors", ".json", ".toml", ".md", ".txt", ".csv", ".html"})
 """Graphs, arrays and text: nothing that runs when it is read, as a pickle does."""
@@ -45,6 +48,11 @@ def is_allowed_kind(path: str) -> bool:
 def stands_outside(path: str) -> bool:
     """Whether a file belongs to an engine, which manifest and signature of a pack do not cover."""
     return path.endswith(ENGINE_SUFFIXES)
+
+
+def may_be_unlisted(path: str) -> bool:
+    """Whether a file of a pack is signed without being listed in the manifest."""
+    return path in UNLISTED
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[str]:

@@ -18,6 +18,7 @@ from appliance.packs.files import (
     SIGNATURE,
     file_sha256,
     is_allowed_kind,
+    may_be_unlisted,
     pack_files,
     stands_outside,
 )
@@ -115,7 +116,7 @@ def _check_files(folder: Path, manifest: PackManifest, present: Sequence[str]) -
     found = {path for path in present if path not in {MANIFEST, SIGNATURE} and not stands_outside(path)}
     for path in sorted(expected - found):
         raise PackContentError(f"{path} of the pack {manifest.name} is missing.", REINSTALL)
-    for path in sorted(found - expected):
+    for path in sorted(each for each in found - expected if not may_be_unlisted(each)):
         raise PackContentError(f"{path} in the pack {manifest.name} is not listed in its manifest.", "Remove the file.")
     for path, digest in manifest.files.items():
         if not is_allowed_kind(path):

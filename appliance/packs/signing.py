@@ -1,6 +1,7 @@
 """Signs packs and verifies their signatures, in the OpenSSF model-signing format, with keys of our own and no network.
 
-The signature covers every file but itself and engine files: those are made on the machine that runs them.
+The signature covers every file but itself and engine files: those are made on the machine that runs them. So it also
+covers the files that the manifest does not list (`files.UNLISTED`).
 """
 
 import contextlib

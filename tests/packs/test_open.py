@@ -23,6 +23,8 @@ from appliance.packs.open import PackProblem, installed_packs, open_pack
 from appliance.packs.signing import generate_keys, sign_pack
 from tests.fakes.tiny_pack import TinyPack, rewritten, tiny_pack
 
+TIMES = ("speed.json", "gate-report.html")
+
 
 @pytest.fixture
 def pack(tmp_path: Path) -> TinyPack:
@@ -76,6 +78,49 @@ def test_an_unlisted_file_is_refused_even_when_signed_again(pack: TinyPack) -> N
     (pack.folder / "extra.txt").write_text("hello")
     sign_again(pack)
     with pytest.raises(PackContentError, match=r"extra\.txt .* not listed"):
+        opened(pack)
+
+
+def test_times_are_signed_and_stay_out_of_the_digest(pack: TinyPack) -> None:
+    """`speed.json` and the page may say something else at each making; nobody but the maker may change them."""
+    for times in ("{}", '{"tables": []}'):
+        for name in TIMES:
+            (pack.folder / name).write_text(times)
+        again = rewritten(pack)
+        assert again.manifest == pack.manifest == opened(pack).manifest
+        assert not set(TIMES) & set(again.manifest.files)
+    for name in TIMES:
+        (pack.folder / name).write_text("altered")
+        with pytest.raises(SignatureError, match=name):
+            opened(pack)
+        (pack.folder / name).write_text(times)
+
+
+def test_a_pack_whose_page_is_listed_opens_and_is_held_to_it(pack: TinyPack) -> None:
+    """Older packs list `gate-report.html`: there it must be there, and be what its digest says."""
+    page = pack.folder / "gate-report.html"
+    page.write_text("<p>A report.</p>")
+    values = manifest_to_json(pack.manifest)
+    values["files"]["gate-report.html"] = file_sha256(page)
+    (pack.folder / "manifest.json").write_text(json.dumps(values))
+    sign_again(pack)
+    assert "gate-report.html" in opened(pack).manifest.files
+    page.write_text("<p>Another.</p>")
+    sign_again(pack)
+    with pytest.raises(PackContentError, match=r"gate-report\.html .* differs from its digest"):
+        opened(pack)
+    page.unlink()
+    sign_again(pack)
+    with pytest.raises(PackContentError, match=r"gate-report\.html .* missing"):
+        opened(pack)
+
+
+@pytest.mark.parametrize("name", ["tasks/lungs/speed.json", "speeds.json", "golden/gate-report.html"])
+def test_nothing_else_is_unlisted(pack: TinyPack, name: str) -> None:
+    """Only these two files, and only at the root, may lie in a pack without being listed."""
+    (pack.folder / name).write_text("{}")
+    sign_again(pack)
+    with pytest.raises(PackContentError, match=f"{name} .* not listed"):
         opened(pack)
 
 
