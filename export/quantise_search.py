@@ -5,6 +5,9 @@ each layer is quantised alone, to see how far it moves them; then the first laye
 layers that move the scores most, until the graph is inside the bounds. Of the graphs inside, the fastest is kept: the
 search ends when one more layer in FP32 makes no faster graph. Where no graph is inside, and the recipe allows it, the
 encoder is fine-tuned for INT8 and searched once more.
+
+Which is the fastest hangs on the clock. A recipe that must give the same pack again names the setting
+(`quantise.keep`): then the clock decides nothing, neither what is tried nor what is kept.
 """
 
 import shutil
@@ -17,6 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from appliance.domain.errors import SettingsError
 from export.artefacts import write_json
 from export.disk import save_whole
 from export.exact_input import with_exact_input
@@ -86,6 +90,12 @@ class Trial:
     speed: tuple[Ratio, ...]
     broken: str
     aware: bool = False
+
+    @property
+    def setting(self) -> str:
+        """The setting in words, as `quantise.keep` of a recipe names it."""
+        layers = f"but for {', '.join(self.full_layers)}" if self.full_layers else "every layer"
+        return f"{self.method}, {layers}{', fine-tuned' if self.aware else ''}"
 
     @property
     def slowest(self) -> float:
@@ -173,6 +183,7 @@ def search_precision(recipe: Recipe, data: ImageSet, graphs: Path, *, out: Path,
 
     Raises:
         EngineFileError: The recipe allows the fine-tuning, and the encoder has an operator that it does not know.
+        SettingsError: The recipe names a setting to keep that is outside its bounds, or that was not tried.
     """
     shutil.copytree(graphs, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("done.json"))
     with tempfile.TemporaryDirectory() as scratch:
@@ -200,13 +211,16 @@ def _search_in(scratch: Path, recipe: Recipe, data: ImageSet, *, out: Path, say:
         refuse_operators(onnx.load(scratch / ENCODER))
     kept = found = _found(scratch, recipe, data, say)
     trials = list(found.trials)
-    steps = recipe.quantise.aware_steps if found.best.broken else 0
+    steps = recipe.quantise.aware_steps if all(trial.broken for trial in trials) else 0
     if steps:
         say(f"INT8: no setting is inside the bounds ({found.best.broken}); fine-tuning the encoder for {steps} steps")
         again = _found(scratch, recipe, data, say, aware=_aware_graph(found, scratch, data, out=out, say=say))
         trials += again.trials
         if not again.best.broken or again.best.loss.shift < found.best.loss.shift:
             kept = again
+    refuse_other_than(recipe.quantise.keep, kept.best, trials)
+    if not recipe.quantise.keep and not kept.best.broken:
+        say(f'{found.bench.title}: kept by the clock; to get it again, set keep = "{kept.best.setting}" in [quantise]')
     graphs = {QUANTISED: kept.chosen(Target.ONNXRUNTIME_CPU), FOR_TENSORRT: kept.chosen(Target.TENSORRT)}
     graphs[FP8_FOR_TENSORRT] = fp8_from_int8(found.chosen(Target.TENSORRT), found.bench.graph)
     for name, graph in graphs.items():
@@ -215,7 +229,7 @@ def _search_in(scratch: Path, recipe: Recipe, data: ImageSet, *, out: Path, say:
         out / SEARCH_RECORD,
         {
             "images": len(data.select(split="tune")),
-            "trials": [asdict(trial) for trial in trials],
+            "trials": [asdict(trial) | {"setting": trial.setting} for trial in trials],
             "chosen": trials.index(kept.best),
             "sensitivities": kept.sensitivities,
             "aware_steps": steps,
@@ -261,7 +275,7 @@ def _aware_graph(
 def _search(
     bench: Bench, ranges: Ranges, ranked: Sequence[str], trials: list[Trial], say: Callable[[str], None]
 ) -> Trial:
-    first = list(layers(bench.graph))
+    first, keep = list(layers(bench.graph)), bench.recipe.quantise.keep
     for count in FIRST_LAYERS:
         trial = bench.trial(ranges, first[:count], timed=True)
         trials.append(trial)
@@ -277,9 +291,39 @@ def _search(
         say(f"{bench.title} but for {count} layers: {trial.slowest:.2f} times as fast, {verdict}")
         if not trial.broken:
             inside.append(trial)
-            if fastest(inside) is not trial:
+            if _is_named(keep, trials) if keep else fastest(inside) is not trial:
                 break
+    return best_of(trials, keep)
+
+
+def _is_named(keep: str, trials: Sequence[Trial]) -> bool:
+    return any(trial.setting == keep for trial in trials)
+
+
+def best_of(trials: Sequence[Trial], keep: str = "") -> Trial:
+    """The setting that the recipe names, else the fastest inside the bounds, else the one that shifts least."""
+    named = [trial for trial in trials if trial.setting == keep]
+    inside = [trial for trial in trials if not trial.broken]
+    if named:
+        return named[0]
     return fastest(inside) if inside else min(trials, key=lambda trial: trial.loss.shift)
+
+
+def refuse_other_than(keep: str, best: Trial, trials: Sequence[Trial]) -> None:
+    """Refuse what the search came to where the recipe names something else, or something outside the bounds.
+
+    Raises:
+        SettingsError: As above; names the settings inside.
+    """
+    if not keep or (best.setting == keep and not best.broken):
+        return
+    broken = next((trial.broken for trial in trials if trial.setting == keep), "")
+    why = f"is outside the bounds ({broken})" if broken else "the search did not try"
+    inside = dict.fromkeys(trial.setting for trial in trials if not trial.broken)
+    raise SettingsError(
+        f"quantise.keep of the recipe names {keep!r}, which {why}.",
+        f"Leave the key out, or name a setting inside the bounds: {'; '.join(inside) or 'there is none'}.",
+    )
 
 
 def fastest(inside: Sequence[Trial]) -> Trial:

@@ -16,6 +16,13 @@ NAME = r"[a-z0-9][a-z0-9-]{0,63}"
 """A name that is also a folder's, as in manifests."""
 VALIDATED = Validation.VALIDATED.value
 _OPTIONAL = ("foundation", "agglomeration")
+LOWER_PRECISIONS = ("int8", "fp16")
+"""What the encoder is made into beside FP32, and a recipe may require."""
+_LEFT_OUT = {
+    "quantise": ("aware_steps", "keep"),
+    "gate": ("required_precisions", "adult_auc_aim", "adult_auc_low_aim", "sex_gap_aim"),
+}
+"""Keys by section that are no part of a recipe which does not set them."""
 _SHARES = ("blanked", "occluded")
 """Of the student's section, left out where they are 0."""
 _TEXTS = (tuple[str, ...], Mapping[str, str])
@@ -108,6 +115,8 @@ class QuantiseSection:
     Bounds hold on the `tune` patients against FP32: AUC of either triage task, mean Dice, and the mean absolute change
     of a score, which shows a loss long before an AUC over a few dozen patients does. Where no setting is inside, the
     encoder is fine-tuned for `aware_steps` with its rounding switched on, and searched again; 0 leaves that out.
+    `keep` names the setting to use, in the words of the search; empty, it is the fastest inside the bounds, which hangs
+    on the clock.
     """
 
     calibration_images: int
@@ -115,6 +124,7 @@ class QuantiseSection:
     dice_loss_max: float
     score_shift_max: float
     aware_steps: int = 0
+    keep: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +143,10 @@ class GateSection:
     Attributes:
         waived: Names of rules that may be broken, because somebody answers for it in `provenance.note`; report and card
             show each as not met.
+        required_precisions: Of `int8` and `fp16`, those without which no pack is made; any other is left out when it
+            is outside its bounds.
+        adult_auc_aim, adult_auc_low_aim, sex_gap_aim: What is aimed at beyond the bounds; shown in the report and not
+            judged. 0 where there is no aim.
     """
 
     adult_auc_min: float
@@ -156,6 +170,10 @@ class GateSection:
     disturbed_auc_loss_max: float
     lung_attribution_min: float
     waived: tuple[str, ...] = ()
+    required_precisions: tuple[str, ...] = ()
+    adult_auc_aim: float = 0.0
+    adult_auc_low_aim: float = 0.0
+    sex_gap_aim: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +292,11 @@ def recipe_and_bytes(path: Path) -> tuple[Recipe, bytes]:
     )
     check_foundation(recipe)
     check_trained(recipe)
+    for name in recipe.gate.required_precisions:
+        if name not in LOWER_PRECISIONS:
+            raise SettingsError(
+                f"gate.required_precisions of the recipe names {name!r}.", f"Known: {', '.join(LOWER_PRECISIONS)}."
+            )
     if recipe.quantise.aware_steps < 0:
         given = recipe.quantise.aware_steps
         raise SettingsError(f"quantise.aware_steps of the recipe is {given}.", "At least 0, which leaves it out.")
@@ -283,8 +306,10 @@ def recipe_and_bytes(path: Path) -> tuple[Recipe, bytes]:
 def as_json(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values, for digests and for the card; what it leaves out is left out."""
     values = dataclasses.asdict(recipe)
-    if not recipe.quantise.aware_steps:
-        del values["quantise"]["aware_steps"]
+    for section, names in _LEFT_OUT.items():
+        for name in names:
+            if not values[section][name]:
+                del values[section][name]
     for section in ("teacher", "second_teacher", "student"):
         if values[section]["trainings"] == 1:
             del values[section]["trainings"]

@@ -1,5 +1,6 @@
 """INT8 graphs: layers by name, layers left alone, nothing that is not a number."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +8,14 @@ import onnx
 import pytest
 import torch
 
-from appliance.domain.errors import EngineFileError, InputError
+from appliance.domain.errors import EngineFileError, InputError, SettingsError
 from appliance.domain.manifest import InputSpec
 from export.gate import Rule
 from export.latency import Ratio
 from export.operators import refuse_unknown_operators
 from export.phantoms import phantom
 from export.quantise import METHODS, Target, layers, measured_ranges, nodes_of, quantised, refuse_nan
-from export.quantise_search import Loss, Trial, fastest
+from export.quantise_search import Loss, Trial, best_of, fastest, refuse_other_than
 from export.runner import Runner
 from export.student import ARCHITECTURES, MultiTaskNet
 from export.to_onnx import ENCODER_OUTPUTS, export_module
@@ -124,6 +125,28 @@ def test_the_fastest_setting_wins_and_noise_is_no_reason() -> None:
     quick, close, slow = trial(2.05, 0.02), trial(2.0, 0.01), trial(1.2, 0.001)
     assert fastest([slow, quick, close]) is close
     assert fastest([slow, quick]) is quick
+
+
+def test_the_setting_that_the_recipe_names_is_kept_whatever_the_clock_says() -> None:
+    """Named in the words of the search, layers and all; without a name the fastest is kept."""
+    quick, named = trial(2.05, 0.02), dataclasses.replace(trial(1.2, 0.001), full_layers=("stem", "blocks.0.depthwise"))
+    assert named.setting == "minmax, but for stem, blocks.0.depthwise"
+    assert dataclasses.replace(named, aware=True).setting.endswith("depthwise, fine-tuned")
+    assert best_of([quick, named]) is quick
+    assert best_of([quick, named], named.setting) is named
+    refuse_other_than(named.setting, named, [quick, named])
+    refuse_other_than("", quick, [quick, named])
+
+
+def test_a_named_setting_that_does_not_hold_ends_the_run() -> None:
+    """Outside its bounds or never tried: the recipe is refused, and what could be named is said."""
+    quick, worse = trial(2.05, 0.02), dataclasses.replace(trial(3.0, 0.5), method="entropy", broken="score shift")
+    kept = best_of([quick, worse], worse.setting)
+    with pytest.raises(SettingsError, match=r"'entropy, every layer', which is outside the bounds \(score shift\)"):
+        refuse_other_than(worse.setting, kept, [quick, worse])
+    with pytest.raises(SettingsError, match="which the search did not try") as refused:
+        refuse_other_than("none", best_of([quick, worse], "none"), [quick, worse])
+    assert refused.value.way_forward.endswith("bounds: minmax, every layer.")
 
 
 def test_a_rule_row_reads_as_the_report_prints_it() -> None:

@@ -111,6 +111,19 @@ def test_a_recipe_without_foundation_teachers_has_the_digest_that_it_had(tiny_re
     assert [values[name].get("trainings") for name in ("teacher", "second_teacher", "student")] == [None, 2, None]
 
 
+def test_a_required_precision_is_one_that_is_made(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Another name is refused; keys of quantisation and gate that are left out change no digest."""
+    values = as_json(recipe_from_toml(tiny_recipe))
+    assert "keep" not in values["quantise"]
+    assert not {"required_precisions", "adult_auc_aim", "adult_auc_low_aim", "sex_gap_aim"} & set(values["gate"])
+    path = tmp_path / "recipe.toml"
+    path.write_text(tiny_recipe.read_text().replace("[gate]\n", '[gate]\nrequired_precisions = ["int8", "fp16"]\n', 1))
+    assert as_json(recipe_from_toml(path))["gate"]["required_precisions"] == ("int8", "fp16")
+    path.write_text(path.read_text().replace('"fp16"]', '"fp8"]', 1))
+    with pytest.raises(SettingsError, match=r"gate\.required_precisions of the recipe names 'fp8'"):
+        recipe_from_toml(path)
+
+
 def test_fewer_than_no_steps_of_fine_tuning_are_refused(tiny_recipe: Path, tmp_path: Path) -> None:
     """The key may be left out, which changes no digest; below 0 it is refused by its name."""
     assert "aware_steps" not in as_json(recipe_from_toml(tiny_recipe))["quantise"]
