@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from export.gate import Rule
-from export.metrics import Interval
+from export.metrics import Interval, ratio
 from export.recipe import GateSection
 
 
@@ -20,12 +20,13 @@ class Quantised:
 
 @dataclass(frozen=True, slots=True)
 class Subgroup:
-    """One group of the adult task: its images, the AUC of the student and of its teachers."""
+    """One group of the adult task: its images, the AUC of the student and of its teachers, the share that it keeps."""
 
     name: str
     images: int
     auc: float
     teacher_auc: float
+    share: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ def quantised_rules(figures: Quantised, gate: GateSection) -> list[Rule]:
     rules.append(Rule(f"{name} loses Dice", figures.dice_loss, gate.int8_dice_loss_max, at_most=True))
     if figures.speed:
         slowest = min(figures.speed.values())
-        rules.append(Rule(f"{name} is faster than FP32, by the slowest batch", slowest, gate.int8_speed_min))
+        faster = f"{name} is faster than FP32, by the slowest batch"
+        rules.append(Rule(faster, slowest, gate.int8_speed_min, timed=True))
     return rules
 
 
@@ -91,10 +93,10 @@ def accuracy_rules(figures: Accuracy, gate: GateSection) -> list[Rule]:
         Rule("5th percentile of lung Dice", figures.dice_p5, gate.dice_p5_min),
         Rule(
             "share of the teachers' adult AUC",
-            figures.adult.value / figures.teacher_adult_auc,
+            ratio(figures.adult.value, figures.teacher_adult_auc),
             gate.share_of_teacher_min,
         ),
-        Rule("share of the teachers' Dice", figures.dice / figures.teacher_dice, gate.share_of_teacher_min),
+        Rule("share of the teachers' Dice", ratio(figures.dice, figures.teacher_dice), gate.share_of_teacher_min),
         Rule("radiographs that the guard lets pass", figures.guard_passes, gate.guard_pass_min),
         Rule("made negatives that the guard refuses", figures.guard_refuses, gate.guard_refusal_min),
         *_subgroup_rules(figures.subgroups, gate),
@@ -137,8 +139,8 @@ def _subgroup_rules(groups: Sequence[Subgroup], gate: GateSection) -> list[Rule]
     for group in groups:
         if is_judged(group, gate) and group.name != "all":
             rules.append(Rule(f"AUC of adults, {group.name}", group.auc, gate.subgroup_auc_min))
-            share = group.auc / group.teacher_auc
-            rules.append(Rule(f"share of the teachers', {group.name}", share, gate.subgroup_share_of_teacher_min))
+            kept = ratio(group.auc, group.teacher_auc)
+            rules.append(Rule(f"share of the teachers', {group.name}", kept, gate.subgroup_share_of_teacher_min))
     sexes = [group.auc for group in groups if group.name.startswith("sex ")]
     if len(sexes) > 1:
         rules.append(Rule("gap between the sexes, adults", max(sexes) - min(sexes), gate.sex_gap_max, at_most=True))

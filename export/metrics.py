@@ -11,6 +11,9 @@ from scipy.stats import rankdata
 Floats = NDArray[np.float64]
 RESAMPLES = 1000
 CALIBRATION_BINS = 10
+FEWEST_PATIENTS = 2
+"""Of fewer no bootstrap sample differs."""
+ALONE = "(one patient, no interval)"
 NORMAL_95 = 1.959964
 RATES_BY_PATIENT = (
     f"rates by {RESAMPLES:,} bootstrap samples of patients, and by Wilson over the number of patients where every "
@@ -21,11 +24,16 @@ RATES_BY_PATIENT = (
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure with its 95 % interval."""
+    """A figure with its 95 % interval, which is NaN where there is none."""
 
     value: float
     low: float
     high: float
+
+    @property
+    def alone(self) -> bool:
+        """Whether the figure is of one patient, in whose place nobody can be drawn."""
+        return bool(np.isfinite(self.value) and not np.isfinite(self.low))
 
     def __str__(self) -> str:
         return format(self, ".3f")
@@ -33,6 +41,8 @@ class Interval:
     def __format__(self, spec: str) -> str:
         """All three numbers as the format of one says; three digits without one."""
         spec = spec or ".3f"
+        if self.alone:
+            return f"{self.value:{spec}} {ALONE}"
         return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
@@ -49,10 +59,34 @@ def auc(scores: Floats, labels: Floats) -> float:
 def bootstrap(
     statistic: Callable[[Floats, Floats], float], scores: Floats, labels: Floats, patients: Sequence[str], seed: int
 ) -> Interval:
-    """A statistic of scores and labels [n] with its 95 % interval, resampling patients, not images."""
+    """A statistic of scores and labels [n] with its 95 % interval, resampling patients, not images.
+
+    Of one patient there is only one sample, which says nothing about others: the interval is NaN, and passes no gate.
+    """
+    if len(set(patients)) < FEWEST_PATIENTS:
+        return Interval(statistic(scores, labels), float("nan"), float("nan"))
     values = [statistic(scores[chosen], labels[chosen]) for chosen in resampled(patients, seed)]
     low, high = np.nanpercentile(values, (2.5, 97.5))
     return Interval(statistic(scores, labels), float(low), float(high))
+
+
+def share_of_auc(scores: Floats, others: Floats, labels: Floats, patients: Sequence[str], seed: int) -> Interval:
+    """The AUC of scores [n] divided by that of other scores of the same images, with its 95 % interval.
+
+    Paired: each sample of patients is drawn for both.
+    """
+
+    def share(rows: NDArray[np.int64]) -> float:
+        return ratio(auc(scores[rows], labels[rows]), auc(others[rows], labels[rows]))
+
+    values = [share(chosen) for chosen in resampled(patients, seed)]
+    low, high = np.nanpercentile(values, (2.5, 97.5))
+    return Interval(share(np.arange(len(labels))), float(low), float(high))
+
+
+def ratio(value: float, reference: float) -> float:
+    """A figure divided by another; NaN where that is 0."""
+    return value / reference if reference else float("nan")
 
 
 def mean_by_patient(values: Floats, patients: Sequence[str], seed: int) -> Interval:

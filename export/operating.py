@@ -141,6 +141,16 @@ def _guard(recipe: Recipe, data: ImageSet, said: Predictions, varied: tuple[Floa
     return threshold, furthest, meaning
 
 
+def thresholds(recipe: Recipe, data: ImageSet, said: Predictions) -> dict[str, float]:
+    """The triage thresholds of anything that scores, the teachers too, chosen on `tune` as the student's are."""
+    wanted = {ADULT: recipe.operating.adult_sensitivity, PAEDIATRIC: recipe.operating.paediatric_sensitivity}
+    result = {}
+    for task, sensitivity in wanted.items():
+        tune = labelled(task, "tune", said, data, recipe.data.adult_min_age_years)
+        result[task] = threshold_for_sensitivity(tune.scores, tune.labels, sensitivity)
+    return result
+
+
 def guard_passes(threshold: float, furthest: float, scores: Floats, distances: Floats) -> Any:
     """Which pictures the guard lets pass: bool [n]."""
     return (scores >= threshold) & (distances <= furthest)

@@ -30,6 +30,7 @@ class Predictions:
         guard_score, guard_distance: [n]; NaN for a model without a guard.
         dice: [n]; NaN where no mask was drawn.
         surface_mean, surface_95: Distances of the outlines [n], in percent of the height; NaN as for `dice`.
+        mask_sum: Sum of the mask's probabilities [n]; not finite where one of them is not.
     """
 
     indices: NDArray[np.int64]
@@ -40,12 +41,14 @@ class Predictions:
     dice: Floats
     surface_mean: Floats
     surface_95: Floats
+    mask_sum: Floats
 
 
 def predict(say: Say, data: ImageSet, indices: Sequence[int]) -> Predictions:
     """Run a model over the images of a set."""
     scores: dict[str, list[Floats]] = {ADULT: [], PAEDIATRIC: [], "score": [], "distance": []}
     overlaps: list[tuple[float, float, float]] = []
+    sums: list[float] = []
     for outputs in say(data.images[index] for index in indices):
         for task in (ADULT, PAEDIATRIC):
             scores[task].append(outputs[task]["score"][:, 0].astype(np.float64))
@@ -55,14 +58,19 @@ def predict(say: Say, data: ImageSet, indices: Sequence[int]) -> Predictions:
         for mask in outputs[LUNGS]["mask"]:
             row = data.mask_of[indices[len(overlaps)]]
             drawn = data.masks[row] > 0 if row >= 0 else None
+            sums.append(float(mask.sum(dtype=np.float64)))
             overlaps.append(UNKNOWN if drawn is None else _overlap(mask[0] >= MASK_THRESHOLD, drawn))
+    overlap, surface_mean, surface_95 = np.array(overlaps, np.float64).T
     return Predictions(
         np.array(indices, np.int64),
         np.concatenate(scores[ADULT]),
         np.concatenate(scores[PAEDIATRIC]),
         np.concatenate(scores["score"]),
         np.concatenate(scores["distance"]),
-        *np.array(overlaps, np.float64).T,
+        overlap,
+        surface_mean,
+        surface_95,
+        np.array(sums),
     )
 
 

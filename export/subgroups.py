@@ -5,6 +5,7 @@ from typing import Any
 
 from export.gate_rules import Subgroup, is_judged
 from export.images import ImageSet
+from export.metrics import ratio
 from export.operating import Labelled
 from export.recipe import GateSection
 
@@ -50,18 +51,18 @@ def subgroup_table(groups: Sequence[Subgroup], cases: Labelled, gate: GateSectio
         areas = (
             ("too few", "too few", "")
             if group is None
-            else (f"{group.auc:.3f}", f"{group.teacher_auc:.3f}", f"{group.auc / group.teacher_auc:.3f}")
+            else (f"{group.auc:.3f}", f"{group.teacher_auc:.3f}", _share(group))
         )
         enough = "yes" if name == "all" else _enough(group, cases.select(chosen), gate)
         rows.append([name, sum(chosen), *areas, enough])
     return {
         "title": "adult-triage: student against its teachers by subgroup",
-        "columns": ["group", "images", "student AUC", "teachers' AUC", "share", "enough for the gate"],
+        "columns": ["group", "images", "student AUC", "teachers' AUC", "share [95 %]", "enough for the gate"],
         "rows": rows,
         "note": f"An AUC is given from {SMALL} images of each class on. The gate judges a group that has one from "
         f"{gate.subgroup_images_min} images on, all adults by rules of their own, and the gap between the sexes "
-        "whatever their number. No group of children is judged. All are of one data set; its scanners are not "
-        "recorded.",
+        "whatever their number. The share's interval: bootstrap samples of patients, each drawn for both. No group of "
+        "children is judged. All are of one data set; its scanners are not recorded.",
     }
 
 
@@ -95,6 +96,10 @@ def limits(groups: dict[str, Any], unknown: dict[str, Any]) -> list[str]:
     if open_groups:
         sentences.insert(0, f"Groups of adults that the gate does not judge by themselves: {'; '.join(open_groups)}.")
     return sentences
+
+
+def _share(group: Subgroup) -> str:
+    return f"{ratio(group.auc, group.teacher_auc):.3f}" if group.share is None else str(group.share)
 
 
 def _enough(group: Subgroup | None, cases: Labelled, gate: GateSection) -> str:

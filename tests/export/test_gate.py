@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.errors import SettingsError
-from export.gate import FAIL, PASS, Rule, verdict, with_waivers
+from export.gate import FAIL, PASS, Rule, unclaimed, verdict, with_waivers
 from export.gate_rules import Accuracy, Quantised, Shortcut, Subgroup, accuracy_rules, quantised_rules, shortcut_rules
 from export.metrics import Interval
 from export.recipe import GateSection, recipe_from_toml
@@ -49,6 +49,26 @@ def test_a_waived_rule_stays_one_that_is_not_met() -> None:
     assert verdict([*waived, Rule("worse", 0.1, 0.2)]) == FAIL
     with pytest.raises(SettingsError, match="names no rule: none"):
         with_waivers(rules, ["none"])
+    with pytest.raises(SettingsError, match="nobody may waive: whole"):
+        with_waivers([*rules, Rule("whole", 0.9, 1.0, waivable=False)], ["whole"])
+
+
+def test_a_rule_that_is_not_claimed_judges_nothing() -> None:
+    """Met or not, it is shown as what the pack does not claim."""
+    rules = unclaimed([Rule("good", 0.9, 0.8), Rule("poor", 0.1, 0.9)])
+    assert verdict(rules) == PASS
+    assert [rule.row()[3] for rule in rules] == ["met, not claimed", "not met, not claimed"]
+
+
+def test_figures_are_written_to_be_read() -> None:
+    """No power of ten for what is nearly nought, and no measured time where two runs must agree."""
+    assert Rule("a", 7.688e-06, 0.002, at_most=True).row()[2] == "0.0000"
+    assert Rule("a", -3e-05, 0.002, at_most=True).row()[2] == "-0.0000"
+    assert Rule("a", 0.00010219, 0.002, at_most=True).row()[2] == "0.0001022"
+    assert Rule("a", 0.0, 0.002, at_most=True).row()[2] == "0"
+    timed = Rule("fast", 2.091, 1.4, timed=True)
+    assert timed.row() == ["fast", "≥ 1.4", "see speed.json", "yes"]
+    assert timed.row(timed=True) == ["fast", "≥ 1.4", "2.091", "yes"]
 
 
 def test_an_int8_encoder_that_is_worse_does_not_serve(gate: GateSection) -> None:
