@@ -1,4 +1,4 @@
-"""The gate report as a page: tables, curves and maps drawn as SVG out of `gate-report.json`, nothing from elsewhere."""
+"""The gate report as a page: tables, curves and maps drawn as SVG out of `gate-report.json` and `speed.json` alone."""
 
 import base64
 import io
@@ -21,24 +21,39 @@ TEACHERS = "teachers"
 """How `gate-report.json` calls the line of the teachers together."""
 
 
-def html_report(title: str, report: Mapping[str, Any]) -> str:
-    """The page of a gate report; the same report makes the same page.
+def html_report(title: str, report: Mapping[str, Any], speeds: Mapping[str, Any]) -> str:
+    """The page of a gate report; the same report and times make the same page.
 
     Args:
         title: The pack's title.
         report: What `gate-report.json` holds.
+        speeds: What `speed.json` holds; its tables and rules stand in place of those of the report without times.
     """
+    shown = {
+        **report,
+        "worst_cases": _in_order(report["worst_cases"]),
+        "rules": _with_times(report["rules"], speeds),
+        "refused_precisions": {
+            name: _with_times(rules, speeds) for name, rules in sorted(report["refused_precisions"].items())
+        },
+        "tables": _timed(report["tables"], speeds["tables"]),
+    }
     return (
         _environment()
         .get_template("gate-report.html")
-        .render(
-            title=title,
-            report={**report, "worst_cases": _in_order(report["worst_cases"])},
-            roc=roc_chart,
-            calibration=calibration_chart,
-            heat=heat_map,
-        )
+        .render(title=title, report=shown, speeds=speeds, roc=roc_chart, calibration=calibration_chart, heat=heat_map)
     )
+
+
+def _with_times(rules: Sequence[Sequence[str]], speeds: Mapping[str, Any]) -> list[Sequence[str]]:
+    timed = {row[0]: row for row in speeds["rules"]}
+    return [timed.get(row[0], row) for row in rules]
+
+
+def _timed(tables: Sequence[Mapping[str, Any]], timed: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    by_title = {table["title"]: table for table in timed}
+    kept = [by_title.pop(table["title"], table) for table in tables]
+    return [*kept, *by_title.values()]
 
 
 def _in_order(worst: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[dict[str, Any]]]:

@@ -1,5 +1,6 @@
 """Step `pack`: graphs, golden cases, reports and manifests become one signed folder, whole or not at all."""
 
+import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from appliance.packs.manifest_json import MANIFEST
 from appliance.packs.signing import sign_pack
 from export.artefacts import DONE, read_json, replace_folder, write_json
 from export.card import model_card, task_card
+from export.layout import SPEEDS
 from export.recipe import Recipe
 from export.sbom import bill_of_materials
 from export.schema import check_against_schema
@@ -35,7 +37,7 @@ RUNTIMES = {
 }
 """Half precision is for GPUs: engines are built from it; a CPU would compute it in FP32 after all."""
 PASSED = "pass"
-REPORTS = ("gate-report.json", "gate-report.html")
+REPORTS = ("gate-report.json", "gate-report.html", SPEEDS)
 INTENDED_USE = "Triage and lung outlines on frontal chest radiographs, for a qualified reader, as a second look."
 _DATATYPES = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.UINT8: "UINT8"}
 
@@ -89,7 +91,8 @@ def pack(recipe: Recipe, recipe_text: bytes, parts: Parts, *, private_key: Path,
         shutil.copy(verified / name, partial)
     (partial / "recipe.toml").write_bytes(recipe_text)
     write_json(partial / "sbom.cdx.json", bill_of_materials(recipe, sources))
-    (partial / "MODEL_CARD.md").write_text(model_card(recipe, report, validation.value))
+    recipe_id = hashlib.sha256(recipe_text).hexdigest()
+    (partial / "MODEL_CARD.md").write_text(model_card(recipe, report, validation.value, recipe_id))
     (partial / "NOTICE").write_text(notice(sources))
     points = read_json(verified / "operating-points.json")
     for task in task_texts():

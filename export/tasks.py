@@ -20,7 +20,10 @@ NOT_FOR_DIAGNOSIS = (
     "Not for diagnosis and not for ruling a disease out. Every result needs review by a qualified reader. "
     "Validated only on the public validation split named in MODEL_CARD.md; validation at the site is still required."
 )
-NOT_FOR_OTHERS = " Not for lateral views, other body parts or portable images of other scanners than those in the card."
+NOT_FOR_OTHERS = (
+    " Not for lateral views or other body parts. On which scanners the training images were made is not recorded: check"
+    " each scanner at the site, portable ones too, before relying on the task."
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from export.cli import app
 from export.data import DATASETS
 
 COLUMNS = ("file", "mask", "split", "dataset", "licence", "nc", "patient_id", "sex", "age", "view", "abnormal")
@@ -169,14 +172,11 @@ def write_labels(folder: Path, rows: list[dict[str, str]], columns: tuple[str, .
     return path
 
 
-@pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder of random pictures."""
-    folder = tmp_path_factory.mktemp("data")
+def write_data(folder: Path, rows: list[dict[str, str]]) -> Path:
+    """Write random pictures, masks of a rectangle, and `labels.csv`; return the folder."""
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (folder / name).mkdir()
-    rows = rows_of_tiny_data()
     for row in rows:
         noise = rng.integers(0, 256, size=(12, 10), dtype=np.uint8)
         Image.fromarray(noise).resize((80, 96)).save(folder / row["file"])
@@ -186,6 +186,22 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(mask).save(folder / row["mask"])
     write_labels(folder, rows)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of random pictures."""
+    return write_data(tmp_path_factory.mktemp("data"), rows_of_tiny_data())
+
+
+@pytest.fixture(scope="session")
+def built(tiny_data: Path, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of one run of `insite-export run`; nobody changes it."""
+    torch.manual_seed(0)
+    out = tmp_path_factory.mktemp("out")
+    result = CliRunner().invoke(app, ["run", str(tiny_recipe), "--data", str(tiny_data), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    return out
 
 
 @pytest.fixture(scope="session")

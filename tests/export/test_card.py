@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from export.card import task_card
+from export.card import ages, model_card, task_card
 from export.recipe import recipe_from_toml
 from export.shortcuts import FEATURES
 from export.tasks import ADULT, task_texts
@@ -21,3 +21,29 @@ def test_the_card_names_what_the_trivial_classifier_sees(repository: Path) -> No
     assert "does not exclude it" in text
     assert "sees no picture" not in text
     assert "expect" not in text.lower()
+
+
+def test_ages_are_said_in_words() -> None:
+    """No bound is named that there is none of."""
+    said = {task.name: ages(task.eligibility) for task in task_texts()}
+    assert said == {
+        "guard": "all ages",
+        "lungs": "all ages",
+        "adult-triage": "18 years and over",
+        "paediatric-pneumonia": "from 1 to below 6 years",
+    }
+
+
+def test_the_card_names_the_file_that_it_was_made_from(repository: Path) -> None:
+    """The recipe by the digest of its file, a question's title without a full stop, and scanners as not recorded."""
+    recipe = recipe_from_toml(repository / "engines" / "chest-xray" / "recipe.toml")
+    report = {"summary": "", "tables": [], "verdict": "pass", "judged": "integrity only", "rules": [], "limits": []}
+    text = model_card(recipe, report, "untrained", "0123456789abcdef" * 4)
+    assert "recipe.toml whose SHA-256 begins with 0123456789ab; do not edit." in text
+    assert "radiograph?** Keeps" in text
+    assert "Verdict: **pass, integrity only**" in text
+    assert "On which scanners the training images were made is not recorded" in text
+    assert "`speed.json`" in text
+    assert "Verdict: **pass**." in model_card(
+        recipe, report | {"judged": "accuracy and integrity"}, "validated", "0" * 64
+    )

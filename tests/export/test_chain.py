@@ -7,34 +7,26 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from appliance.domain.errors import GateError, SettingsError, UnvalidatedPackError
 from appliance.domain.manifest import Validation
 from appliance.packs.open import open_pack
 from appliance.packs.signing import PRIVATE_KEY, PUBLIC_KEY
-from export.artefacts import read_json, write_json
+from export.artefacts import file_sha256, read_json, write_json
 from export.bench_training import Comparison, compare_training, last_result
 from export.cli import app
 from export.distil import distil
+from export.gate import SEE_SPEEDS
 from export.images import image_set
+from export.layout import SEARCH_RECORD, SPEEDS
 from export.line import Line, teachers_of
 from export.pack import Parts, pack
 from export.progress import Silent
 from export.recipe import recipe_from_toml
 from export.sources import Source
-
-
-@pytest.fixture(scope="module")
-def built(tiny_data: Path, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of one run of `insite-export run`."""
-    torch.manual_seed(0)
-    out = tmp_path_factory.mktemp("out")
-    result = CliRunner().invoke(app, ["run", str(tiny_recipe), "--data", str(tiny_data), "--out", str(out)])
-    assert result.exit_code == 0, result.output
-    return out
 
 
 @pytest.fixture
@@ -65,8 +57,16 @@ def test_the_report_says_what_it_leaves_open(built: Path) -> None:
     assert [row[:3] for row in tables["Data that was read"]["rows"]] == [
         ["hannover", 2, 0], ["kermany", 18, 18], ["nih", 18, 0],
     ]  # fmt: skip
+    judged = {row[0]: row[3] for row in report["rules"]}
+    assert (
+        judged["mean lung Dice"] == judged["influence of lung over the average, adult-triage"] == "not met, not claimed"
+    )
+    assert report["judged"] == "integrity only"
+    assert report["summary"].startswith("Integrity only: this pack is untrained.")
     assert all(each["control_mean"] <= each["control_max"] for each in report["figures"]["shortcuts"])
     card = (built / "tiny" / "MODEL_CARD.md").read_text()
+    assert "Verdict: **pass, integrity only**" in card
+    assert f"SHA-256 begins with {file_sha256(built / 'tiny' / 'recipe.toml')[:12]}" in card
     assert "narrow, trained 2 times: steps of 8 images" in card
     assert all(f"- {sentence}" in card for sentence in report["limits"])
     assert "not judged, too few" in (built / "tiny" / "gate-report.html").read_text()
@@ -106,6 +106,72 @@ def test_a_precision_outside_its_bounds_does_not_serve(
     assert all(row[3] == "no" for rows in report["refused_precisions"].values() for row in rows)
     page = (made / "gate-report.html").read_text()
     assert {name for name in ("int8", "fp16") if f'<p class="warning">{name} does not serve: ' in page} == refused
+
+
+@pytest.mark.parametrize(
+    ("bound", "broken"),
+    [
+        ("int8_speed_min = 1e9", "INT8 is faster than FP32, by the slowest batch"),
+        ("int8_auc_loss_max = -2.0", "INT8 loses AUC, adult-triage"),
+        ("int8_dice_loss_max = -2.0", "FP16 loses Dice"),
+    ],
+)
+def test_a_required_precision_outside_its_bounds_makes_no_pack(
+    built: Path, tiny: tuple[Path, Path], tmp_path: Path, bound: str, broken: str
+) -> None:
+    """Where the recipe requires INT8 and FP16, a worse one and a slower one refuse the pack, whatever it claims."""
+    data, recipe = tiny
+    shutil.copytree(built / "tiny.steps", tmp_path / "tiny.steps")
+    strict = tmp_path / "recipe.toml"
+    text = re.sub(rf"^{bound.split(maxsplit=1)[0]} = .*$", bound, recipe.read_text(), flags=re.MULTILINE)
+    strict.write_text(text.replace("[gate]\n", '[gate]\nrequired_precisions = ["int8", "fp16"]\n'))
+    with pytest.raises(GateError, match=f"refuses the pack tiny: .*{broken}"):
+        Line(strict, data, tmp_path, Silent()).run(built / "keys" / PRIVATE_KEY)
+    report = read_json(tmp_path / "tiny.steps" / "verify" / "gate-report.json")
+    assert report["verdict"] == "fail"
+    assert broken in report["summary"]
+    assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.slow
+def test_two_runs_make_one_digest_whatever_the_clock_says(
+    built: Path, tiny: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run anew from the beginning, one from the search on, other times in each: only what holds times differs."""
+    data, recipe = tiny
+    named = read_json(built / "tiny.steps" / "quantise" / SEARCH_RECORD)["trials"][5]["setting"]
+    pinned = tmp_path / "recipe.toml"
+    pinned.write_text(recipe.read_text().replace("[quantise]\n", f'[quantise]\nkeep = "{named}"\n'))
+    shutil.copytree(built / "tiny.steps", tmp_path / "0" / "tiny.steps")
+    digests = []
+    for run in range(2):
+        times = np.random.default_rng(run)
+        monkeypatch.setattr("export.latency._seconds", lambda *_, times=times: times.uniform(0.001, 0.01))
+        digests.append(Line(pinned, data, tmp_path / str(run), Silent()).run(built / "keys" / PRIVATE_KEY))
+    assert digests[0] == digests[1]
+    packs = [tmp_path / str(run) / "tiny" for run in range(2)]
+    listed = [
+        {path.relative_to(pack): path.read_bytes() for path in pack.rglob("*") if path.is_file()} for pack in packs
+    ]
+    assert listed[0].keys() == listed[1].keys()
+    differing = {str(path) for path, content in listed[0].items() if listed[1][path] != content}
+    engines = {name for name in differing if ".engine" in name}
+    assert differing - engines == {SPEEDS, "gate-report.html", "model.sig"}
+    report, search = (read_json(packs[0] / name) for name in ("gate-report.json", SPEEDS))
+    assert SEE_SPEEDS in {row[2] for row in report["rules"]}
+    columns = {table["title"]: table["columns"] for table in search["tables"]}
+    assert "speed, batch 1" in columns["INT8 search on the tuning patients"]
+
+
+def test_a_setting_that_the_search_did_not_try_is_refused(built: Path, tiny: tuple[Path, Path], tmp_path: Path) -> None:
+    """`quantise.keep` is no wish: what it names is used, or the run ends and says what could be named."""
+    data, recipe = tiny
+    shutil.copytree(built / "tiny.steps", tmp_path / "tiny.steps")
+    wrong = tmp_path / "recipe.toml"
+    wrong.write_text(recipe.read_text().replace("[quantise]\n", '[quantise]\nkeep = "by hand, every layer"\n'))
+    with pytest.raises(SettingsError, match="'by hand, every layer', which the search did not try") as refused:
+        Line(wrong, data, tmp_path, Silent()).run(built / "keys" / PRIVATE_KEY)
+    assert "minmax, every layer" in refused.value.way_forward
 
 
 def test_finished_steps_are_not_done_again(built: Path, tiny_data: Path, tiny_recipe: Path) -> None:
@@ -287,14 +353,25 @@ def test_a_failing_gate_makes_no_pack(built: Path, tiny_recipe: Path, tmp_path: 
 def test_a_claim_that_the_figures_do_not_carry_is_refused(
     built: Path, tiny_data: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    """Three steps on noise do not make a validated pack: the run ends with the rules that were broken."""
+    """Three steps on noise do not make a validated pack: the run ends with all rules that were broken."""
     steps = tmp_path / "tiny.steps"
     shutil.copytree(built / "tiny.steps", steps)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(tiny_recipe.read_text().replace('claim = "untrained"', 'claim = "validated"'))
     result = CliRunner().invoke(app, ["run", str(recipe), "--data", str(tiny_data), "--out", str(tmp_path)])
     assert result.exit_code == 2
-    assert "mean lung Dice" in " ".join(result.output.split())
+    said = " ".join(result.output.split())
+    for rule in (
+        "mean lung Dice",
+        "within-NIH AUC of adults",
+        "share of the teachers' Dice",
+        "influence of lung over the average, adult-triage",
+        "influence of lung over the average, paediatric-pneumonia",
+    ):
+        assert rule in said
+    rows = read_json(steps / "verify" / "gate-report.json")["rules"]
+    trivial = "share of resamples in which it is above, adult-triage"
+    assert next(row[1] for row in rows if row[0] == trivial) == "≥ 0.99"
     assert not (tmp_path / "tiny").exists()
 
 

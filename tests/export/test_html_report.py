@@ -7,6 +7,7 @@ import pytest
 from export.artefacts import read_json
 from export.gate import Rule
 from export.html_report import calibration_chart, html_report, roc_chart
+from export.layout import SPEEDS
 from export.recipe import recipe_from_toml
 
 
@@ -17,10 +18,10 @@ def page(repository: Path) -> str:
 
 
 def test_the_shipped_page_is_made_of_the_shipped_report(repository: Path, page: str) -> None:
-    """Nobody edited the page: the report's JSON makes it again, byte for byte."""
+    """Nobody edited the page: the report's JSON and the times make it again, byte for byte."""
     shipped = repository / "engines" / "chest-xray"
     title = recipe_from_toml(shipped / "recipe.toml").pack.title
-    assert html_report(title, read_json(shipped / "gate-report.json")) == page
+    assert html_report(title, read_json(shipped / "gate-report.json"), read_json(shipped / SPEEDS)) == page
 
 
 def test_it_holds_no_picture_and_no_address(page: str) -> None:
@@ -33,9 +34,11 @@ def test_it_holds_no_picture_and_no_address(page: str) -> None:
 
 def test_a_precision_that_does_not_serve_is_a_warning(repository: Path, page: str) -> None:
     """The page says which precision was left out, what it reached, and what was asked; the shipped one says nothing."""
-    report = read_json(repository / "engines" / "chest-xray" / "gate-report.json")
-    rule = Rule("INT8 is faster than FP32, by the slowest batch", 0.9, 1.0).row()
-    warned = html_report("Pack", report | {"refused_precisions": {"int8": [rule]}})
+    shipped = repository / "engines" / "chest-xray"
+    report, speeds = read_json(shipped / "gate-report.json"), read_json(shipped / SPEEDS)
+    rule = Rule("INT8 is faster than FP32, by the slowest batch", 0.9, 1.0, timed=True)
+    refused = {"refused_precisions": {"int8": [rule.row()]}}
+    warned = html_report("Pack", report | refused, speeds | {"rules": [rule.row(timed=True)]})
     assert (
         '<p class="warning">int8 does not serve: INT8 is faster than FP32, by the slowest batch 0.9, asked ≥ 1.'
         in warned

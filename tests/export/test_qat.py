@@ -24,8 +24,8 @@ from export.quantise import Target, measured_ranges, quantised
 from export.quantise_search import ENCODER, QUANTISED, search_precision
 from export.recipe import Recipe, recipe_from_toml
 from export.runner import Runner
+from export.speeds import search_table
 from export.student import ARCHITECTURES, FEATURE_STRIDES, MultiTaskNet
-from export.tables import search_table
 from export.to_onnx import ENCODER_OUTPUTS, export_graphs, export_module, heads
 
 SPEC = InputSpec("image", 512, 512, 0.5, 99.5)

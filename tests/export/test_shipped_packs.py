@@ -11,9 +11,11 @@ from safetensors.numpy import load_file
 
 from appliance.domain.manifest import TaskKind, UnknownAge, Validation, VerifiedPack
 from appliance.packs.open import open_pack
-from export.artefacts import read_json
+from export.artefacts import file_sha256, read_json
 from export.card import model_card, task_card
+from export.gate import SEE_SPEEDS
 from export.golden import stored
+from export.layout import SPEEDS
 from export.recipe import recipe_from_toml
 from export.runner import Runner
 from export.sources import SOURCES, notice
@@ -65,8 +67,9 @@ def test_golden_cases_reproduce(shipped: VerifiedPack) -> None:
 def test_the_card_is_generated_from_the_report(shipped: VerifiedPack) -> None:
     """MODEL_CARD.md is what recipe and gate report make of it: nobody edited it."""
     recipe = recipe_from_toml(shipped.folder / "recipe.toml")
+    recipe_id = file_sha256(shipped.folder / "recipe.toml")
     report = read_json(shipped.folder / "gate-report.json")
-    assert (shipped.folder / "MODEL_CARD.md").read_text() == model_card(recipe, report, "validated")
+    assert (shipped.folder / "MODEL_CARD.md").read_text() == model_card(recipe, report, "validated", recipe_id)
     assert report["verdict"] == "pass"
     for task in task_texts():
         points = {
@@ -98,13 +101,38 @@ def test_the_report_has_every_table(shipped: VerifiedPack) -> None:
 
 def test_each_lower_precision_keeps_the_metrics_of_fp32(shipped: VerifiedPack) -> None:
     """INT8 and FP16 serve within the bounds of the issue, by task metric on the validation patients."""
-    rules = {rule[0]: float(rule[2]) for rule in read_json(shipped.folder / "gate-report.json")["rules"]}
+    rows = read_json(shipped.folder / "gate-report.json")["rules"]
+    rules = {name: float(measured) for name, _, measured, _ in rows if measured != SEE_SPEEDS}
     precisions = [variant.precision for variant in shipped.manifest.variants]
     assert precisions == ["int8", "fp32", "fp16"]
     for name in ("INT8", "FP16"):
         for task in (ADULT, PAEDIATRIC):
             assert rules[f"{name} loses AUC, {task}"] <= 0.005
         assert rules[f"{name} loses Dice"] <= 0.002
+
+
+def test_no_measured_time_is_in_the_packs_digest(shipped: VerifiedPack) -> None:
+    """Times stand in `speed.json` and on the page, both signed and not listed; report and card refer to them."""
+    assert not {SPEEDS, "gate-report.html"} & set(shipped.manifest.files)
+    times = read_json(shipped.folder / SPEEDS)
+    assert times["schema"] == "insite-speeds/1"
+    fast = next(float(row[2]) for row in times["rules"] if row[0].startswith("INT8 is faster"))
+    assert fast >= 1.4
+    for name in ("gate-report.json", "MODEL_CARD.md"):
+        text = (shipped.folder / name).read_text()
+        assert SPEEDS in text
+        assert " ms" not in text
+        assert "speed, batch" not in text
+
+
+def test_the_int8_setting_is_the_one_that_the_recipe_names(shipped: VerifiedPack) -> None:
+    """No clock chose it, and none is waived of the rules that judge it."""
+    recipe = recipe_from_toml(shipped.folder / "recipe.toml")
+    tables = read_json(shipped.folder / "gate-report.json")["tables"]
+    search = next(table for table in tables if table["title"].startswith("INT8 search"))
+    assert [row[0] for row in search["rows"] if row[-1] == "kept"] == [recipe.quantise.keep]
+    assert recipe.gate.required_precisions == ("int8", "fp16")
+    assert recipe.gate.waived == ()
 
 
 def test_the_bill_of_materials_is_valid_cyclonedx(shipped: VerifiedPack) -> None:

@@ -10,6 +10,7 @@ from export.card import model_card
 from export.data import Sample
 from export.gate_rules import Subgroup
 from export.images import ImageSet
+from export.metrics import ratio, share_of_auc
 from export.operating import Labelled
 from export.recipe import Recipe, recipe_from_toml
 from export.subgroups import limits, subgroup_table, unknown_table
@@ -56,6 +57,19 @@ def test_groups_that_are_too_small_are_named(recipe: Recipe) -> None:
     assert "from 50 images on" in table["note"]
 
 
+def test_the_share_of_the_teachers_comes_with_its_interval(recipe: Recipe) -> None:
+    """Paired by patient: a student that scores as its teachers keeps all of them, whoever is drawn."""
+    cases, rng = adults(), np.random.default_rng(3)
+    teachers = cases.labels + rng.normal(size=100)
+    same = share_of_auc(teachers, teachers, cases.labels, cases.patients, 1)
+    assert (same.value, same.low, same.high) == (1.0, 1.0, 1.0)
+    less = share_of_auc(teachers + rng.normal(size=100), teachers, cases.labels, cases.patients, 1)
+    assert less.low < less.value < less.high
+    assert np.isnan(ratio(0.5, 0.0))
+    table = subgroup_table([Subgroup("all", 100, 0.8, 0.9, less)], cases, recipe.gate)
+    assert table["rows"][0][4] == str(less)
+
+
 def test_what_is_not_known_is_counted_by_data_set() -> None:
     """An age of nought is known; an empty sex or view and a missing age are not, and training images do not count."""
     data = ImageSet(samples(), np.zeros((4, 2, 2), np.uint8), np.zeros((0, 2, 2), np.uint8), (-1,) * 4)
@@ -65,11 +79,11 @@ def test_what_is_not_known_is_counted_by_data_set() -> None:
 def test_the_card_says_what_was_not_judged(repository: Path, recipe: Recipe) -> None:
     """What the report leaves open stands among what was not measured; a report without it reads as before."""
     report = read_json(repository / "engines" / "chest-xray" / "gate-report.json") | {"limits": []}
-    before = model_card(recipe, report, "validated")
+    before = model_card(recipe, report, "validated", "0" * 64)
     found = limits(
         {"rows": [["all", 100, "yes"], ["sex F", 40, "not judged, too few: 40"]]}, {"rows": [["all", 3, 2, 1, 1]]}
     )
-    after = model_card(recipe, report | {"limits": found}, "validated")
+    after = model_card(recipe, report | {"limits": found}, "validated", "0" * 64)
     added = [line for line in after.splitlines() if line not in before.splitlines()]
     assert added == [
         "- Groups of adults that the gate does not judge by themselves: sex F (not judged, too few: 40).",

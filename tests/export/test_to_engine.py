@@ -17,7 +17,7 @@ from export.fp8 import fp8_from_int8
 from export.layout import ENGINE_RECORD, FOR_TENSORRT, FP8_FOR_TENSORRT
 from export.phantoms import phantom
 from export.quantise import Target, measured_ranges, quantised
-from export.tables import engine_table
+from export.speeds import engine_table
 from export.to_engine import (
     GPUS,
     TensorRtPlan,
