@@ -4,7 +4,7 @@ from typing import Any
 
 from export.artefacts import digest_of_values
 from export.recipe import Recipe, StudentSection, TeacherSection, as_json
-from export.sources import SOURCES, foundation_sources
+from export.sources import SOURCES, recipe_sources
 from export.tasks import TaskText, task_texts
 
 NOT_MEASURED = (
@@ -65,7 +65,7 @@ def model_card(recipe: Recipe, report: dict[str, Any], validation: str) -> str:
         "",
     ]
     lines += [
-        f"- {each.name}. {each.licence}. {each.origin}. {each.use}" for each in (*SOURCES, *foundation_sources(recipe))
+        f"- {each.name}. {each.licence}. {each.origin}. {each.use}" for each in (*SOURCES, *recipe_sources(recipe))
     ]
     return "\n".join(lines) + "\n"
 
