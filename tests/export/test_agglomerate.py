@@ -16,7 +16,7 @@ from torch import Tensor
 
 from appliance.domain.errors import InputError, SettingsError
 from export.agglomerate import BATCH, WEIGHTS, Lesson, Target, agglomerate, feature_loss, fitted_scaling
-from export.artefacts import DONE, read_json
+from export.artefacts import DONE, WORKED, read_json
 from export.feature_cache import Caching, FeatureStore, cache_features
 from export.progress import Shown
 from export.ranks import Ranks, share_of
@@ -143,11 +143,17 @@ def test_a_killed_training_goes_on_to_the_same_student(bench: Bench) -> None:
 
 
 def test_a_finished_student_is_not_trained_again(bench: Bench) -> None:
-    """A second run finds the encoder and gives the same digest."""
-    path = bench.folder / "one" / STEPS / "agglomerate" / WEIGHTS
-    before = path.stat().st_mtime_ns
+    """A second run finds the encoder; so does one after a kill between the last step and the artefact's name."""
+    finished = bench.folder / "one" / STEPS / "agglomerate"
+    before = (finished / WEIGHTS).stat().st_mtime_ns
     assert bench.run(SHORT, "one").returncode == 0
-    assert path.stat().st_mtime_ns == before
+    assert (finished / WEIGHTS).stat().st_mtime_ns == before
+    partial = finished.with_name("agglomerate.partial")
+    finished.rename(partial)
+    (partial / WORKED).write_text(read_json(partial / DONE)["inputs"])
+    assert bench.run(SHORT, "one").returncode == 0
+    assert (finished / WEIGHTS).stat().st_mtime_ns == before
+    assert not partial.exists()
 
 
 class _Numbers(Teacher):
