@@ -59,7 +59,7 @@ def model_card(recipe: Recipe, report: dict[str, Any], validation: str) -> str:
     lines += [
         "## Not measured",
         "",
-        *(f"- {sentence}" for sentence in (*NOT_MEASURED, *report.get("limits", []))),
+        *(f"- {sentence}" for sentence in (*NOT_MEASURED, *_unlabelled(recipe), *report.get("limits", []))),
         "",
         "## Sources",
         "",
@@ -129,6 +129,10 @@ def _reach(report: dict[str, Any], only: str = "") -> list[str]:
         )
         for task, images, model, trivial, matched, remaining, ahead in rows
     ]
+
+
+def _unlabelled(recipe: Recipe) -> list[str]:
+    return [f"Triage on {source.title}: its radiographs carry no label here." for source in recipe.source]
 
 
 def _foundations(recipe: Recipe) -> list[str]:

@@ -50,6 +50,8 @@ def test_a_data_set_of_ones_own_is_credited_everywhere(tiny_recipe: Path) -> Non
     )
     assert (component["type"], component["licenses"]) == ("data", [{"license": {"name": "Own data"}}])
     report = {"summary": "", "tables": [], "rules": [], "verdict": "pass"}
-    assert "- Our hospital, 2015 to 2020. Own data. Our hospital." in model_card(recipe, report, "untrained")
+    card = model_card(recipe, report, "untrained")
+    assert "- Our hospital, 2015 to 2020. Own data. Our hospital." in card
+    assert "- Triage on Our hospital, 2015 to 2020: its radiographs carry no label here." in card
     with pytest.raises(SettingsError, match="Our hospital, 2015 to 2020 is for research only"):
         refuse_claim(Validation.VALIDATED, sources)
