@@ -142,6 +142,7 @@ def test_a_killed_training_goes_on_to_the_same_student(bench: Bench) -> None:
         torch.testing.assert_close(killed[name], tensor, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_finished_student_is_not_trained_again(bench: Bench) -> None:
     """A second run finds the encoder; so does one after a kill between the last step and the artefact's name."""
     finished = bench.folder / "one" / STEPS / "agglomerate"
