@@ -5,7 +5,7 @@ from typing import Any
 from appliance.domain.manifest import EligibilityRules
 from export.gate import INTEGRITY_ONLY
 from export.recipe import Recipe, StudentSection, TeacherSection
-from export.sources import SOURCES, foundation_sources
+from export.sources import SOURCES, recipe_sources
 from export.tasks import TaskText, task_texts
 
 TIMES = (
@@ -66,13 +66,13 @@ def model_card(recipe: Recipe, report: dict[str, Any], validation: str, recipe_i
     lines += [
         "## Not measured",
         "",
-        *(f"- {sentence}" for sentence in (*NOT_MEASURED, *report.get("limits", []))),
+        *(f"- {sentence}" for sentence in (*NOT_MEASURED, *_unlabelled(recipe), *report.get("limits", []))),
         "",
         "## Sources",
         "",
     ]
     lines += [
-        f"- {each.name}. {each.licence}. {each.origin}. {each.use}" for each in (*SOURCES, *foundation_sources(recipe))
+        f"- {each.name}. {each.licence}. {each.origin}. {each.use}" for each in (*SOURCES, *recipe_sources(recipe))
     ]
     return "\n".join(lines) + "\n"
 
@@ -152,6 +152,10 @@ def _reach(report: dict[str, Any], only: str = "") -> list[str]:
         )
         for task, images, model, trivial, matched, remaining, ahead in rows
     ]
+
+
+def _unlabelled(recipe: Recipe) -> list[str]:
+    return [f"Triage on {source.title}: its radiographs carry no label here." for source in recipe.source]
 
 
 def _foundations(recipe: Recipe) -> list[str]:

@@ -15,7 +15,7 @@ from appliance.packs.open import open_pack
 from appliance.packs.signing import PRIVATE_KEY, check_private_key, generate_keys
 from export.artefacts import file_sha256
 from export.audit import TASKS, attribution_table
-from export.bench import as_text, bench
+from export.bench import as_text, bench, not_measured
 from export.bench_features import Question, bench_features
 from export.bench_training import Comparison, compare_training, last_result
 from export.folds_report import as_text as folds_as_text
@@ -86,6 +86,7 @@ def bench_command(
         result["distillation"] = last_result(trainings, recipe)
         question = Question(recipe_file or pack_folder / "recipe.toml", checkpoints, features)
         result["features"] = bench_features(question, out, say) if features else None
+        result["not_measured"] = not_measured(result)
     typer.echo(json.dumps(result, indent=2) if json_output else as_text(result))
 
 

@@ -4,12 +4,12 @@ import csv
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.domain.errors import InputError
-from export.recipe import DataSection
+from appliance.domain.errors import InputError, SettingsError
+from export.recipe import DataSection, DataSource
 
 COLUMNS = (
     "file", "mask", "split", "dataset", "licence", "nc", "patient_id", "sex", "age", "view", "abnormal",
@@ -20,6 +20,7 @@ DATASETS = {
     "Hannover COVID-19 image repository": "hannover",
     "covid-chestxray-dataset (Cohen et al.), June 2020": "cohen",
 }
+"""The built-in data sets: as `labels.csv` names them, and as reports do. Labels are learned from the first two."""
 SPLITS = ("train", "tune", "val")
 _SHARE_ALIKE = "CC BY-SA"
 
@@ -49,15 +50,25 @@ class Sample:
         return f"{self.dataset}/{self.patient}"
 
 
-def samples_from_csv(path: Path, section: DataSection, seed: int) -> tuple[Sample, ...]:
+def samples_from_csv(
+    path: Path, section: DataSection, seed: int, sources: Sequence[DataSource] = ()
+) -> tuple[Sample, ...]:
     """Read, filter and check the labels.
 
     Rows whose licence bars commercial use (`nc` other than 0) or asks for share-alike are left out.
 
+    Args:
+        path: `labels.csv`.
+        section: The recipe's.
+        seed: Decides who is in `tune`.
+        sources: The recipe's data sets beside the built-in ones.
+
     Raises:
+        SettingsError: One of `sources` has the name of another data set.
         InputError: The file can't be read, a column is missing, a value is none of the known ones, a patient is in both
             splits, or a task has one class only.
     """
+    datasets = datasets_of(sources)
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
@@ -68,7 +79,7 @@ def samples_from_csv(path: Path, section: DataSection, seed: int) -> tuple[Sampl
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"The labels {path} can't be read: {error}.", "Give a CSV file in UTF-8.") from error
     samples = tuple(
-        _sample(f"{path}, line {number}", row, section, seed)
+        _sample(f"{path}, line {number}", row, section, seed, datasets)
         for number, row in rows
         if row["nc"] == "0" and not row["licence"].startswith(_SHARE_ALIKE)
     )
@@ -84,6 +95,23 @@ def samples_from_csv(path: Path, section: DataSection, seed: int) -> tuple[Sampl
     return samples
 
 
+def datasets_of(sources: Iterable[DataSource]) -> dict[str, str]:
+    """Every data set's name in `labels.csv` to its name in reports: the built-in ones and those of a recipe.
+
+    Raises:
+        SettingsError: Two have one name.
+    """
+    known = dict(DATASETS)
+    for source in sources:
+        if source.title in known or source.name in known.values():
+            raise SettingsError(
+                f"The source {source.name} ({source.title}) has a name that another data set has.",
+                f"Taken are: {', '.join(f'{name} ({title})' for title, name in known.items())}.",
+            )
+        known[source.title] = source.name
+    return known
+
+
 def refuse_leakage(samples: Iterable[Sample]) -> None:
     """Refuse samples where a patient is in more than one split."""
     splits: dict[str, set[str]] = defaultdict(set)
@@ -97,13 +125,21 @@ def refuse_leakage(samples: Iterable[Sample]) -> None:
         )
 
 
-def _sample(where: str, row: dict[str, str], section: DataSection, seed: int) -> Sample:
-    dataset = DATASETS.get(row["dataset"])
+def _sample(where: str, row: dict[str, str], section: DataSection, seed: int, datasets: Mapping[str, str]) -> Sample:
+    dataset = datasets.get(row["dataset"])
     if dataset is None:
-        raise InputError(f"{where}: the dataset is {row['dataset']!r}.", f"Known: {', '.join(DATASETS)}.")
+        raise InputError(
+            f"{where}: the dataset is {row['dataset']!r}.",
+            f"Known: {', '.join(datasets)}. Name another one, with its licence, as [[source]] in the recipe.",
+        )
     if row["split"] not in ("train", "val"):
         raise InputError(f"{where}: the split is {row['split']!r}.", "It must be train or val.")
     label = _label(where, row["abnormal"].strip())
+    if label is not None and row["dataset"] not in DATASETS:
+        raise InputError(
+            f"{where}: abnormal is {label}, but `run` learns no labels of {row['dataset']!r}.",
+            "Leave it empty; `insite-export task` learns labels of one's own, on the pack that `run` made.",
+        )
     return Sample(
         file=row["file"],
         mask=row["mask"],

@@ -15,3 +15,11 @@ def training_device() -> torch.device:
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda")
+
+
+def compute_capability() -> str | None:
+    """Of the GPU that torch can use (`8.6`), or None."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}.{minor}"

@@ -45,6 +45,9 @@ def distil(
 ) -> None:
     """Train the student of the recipe and write its weights to `<out>/student.safetensors`.
 
+    Without any weight on what the teachers say it learns from the labels alone, of pictures that are blanked as the
+    section says: outside the lungs that the teachers outline.
+
     Args:
         recipe: Its `student` section decides everything.
         data: The prepared radiographs; those of the split `train` are learned from.
@@ -79,7 +82,7 @@ def distil(
     taught_at_all = any((section.soft_label_weight, section.feature_weight, section.soft_mask_weight))
 
     def loss_of(batch: Batch) -> Tensor:
-        if not taught_at_all:
+        if not (taught_at_all or section.blanked or section.occluded):
             return supervised_loss(student(batch.image), batch)
         child = (batch.paediatric >= 0).flatten()
         with torch.no_grad():
@@ -87,6 +90,8 @@ def distil(
             advice = expert(shown)
             seen = blanked_outside(shown, advice.lungs, child, section.blanked)
         outputs = student(seen)
+        if not taught_at_all:
+            return supervised_loss(outputs, batch)
         taught = taught_loss(outputs, projected.projection(outputs.embedding), advice, section)
         return supervised_loss(outputs, batch) + taught
 

@@ -20,7 +20,7 @@ from export.agglomerate import (
     load_scaling,
     save_scaling,
 )
-from export.artefacts import artefact_digest, begun_step, digest_of_values, finished_step
+from export.artefacts import begun_step, digest_of_values, finished_step, present_step
 from export.encoder import StudentEncoder, TimmEncoder
 from export.feature_cache import Caching, FeatureStore, Views, cache_features
 from export.images import image_set
@@ -160,10 +160,12 @@ class _Course:
         root, told, first = self.folders.root, self.ranks.told, self.ranks.first
         inputs = digest_of_values(name, STEP_VERSIONS[kind], inputs)
         self.progress.say(name)
-        present = told(artefact_digest(root / name, inputs) if first else None)
+        present = told(present_step(root, name, inputs) if first else None)
         if present is not None:
             return present
-        work(Path(told(str(begun_step(root, name, inputs)) if first else "")))
+        partial = told(begun_step(root, name, inputs) if first else None)
+        if partial is not None:
+            work(partial)
         self.ranks.wait()
         return told(finished_step(root, name, inputs) if first else "")
 

@@ -56,7 +56,7 @@ def prepare(recipe: Recipe, data: Path, out: Path) -> None:
         InputError: More images than the recipe bounds can't be read; `unreadable.json` lists them, here as elsewhere.
         StorageFullError: There is too little room for the pictures.
     """
-    samples = samples_from_csv(data / "labels.csv", recipe.data, recipe.pack.seed)
+    samples = samples_from_csv(data / "labels.csv", recipe.data, recipe.pack.seed, recipe.source)
     images = new_pictures(out / "images.npy", (len(samples), recipe.input.rows, recipe.input.columns))
     kept: list[Sample] = []
     masks: list[NDArray[np.uint8]] = []

@@ -127,9 +127,16 @@ class Line:
     def prepared(self) -> str:
         """Do the step `data` and return its digest."""
         recipe, values = self.recipe, as_json(self.recipe)
+        named = [[source.title, source.name] for source in recipe.source]
         digest = self._step(
             "data",
-            (values["data"], values["input"], recipe.pack.seed, file_sha256(self._labels())),
+            (
+                values["data"],
+                values["input"],
+                recipe.pack.seed,
+                file_sha256(self._labels()),
+                *([named] if named else []),
+            ),
             lambda out: prepare(recipe, self.radiographs, out),
             read=digest_of_values(self.sources),
         )
@@ -141,7 +148,7 @@ class Line:
     @cached_property
     def sources(self) -> dict[str, dict[str, Any]]:
         """What the radiographs and masks hold, by data set; the files are read once."""
-        samples = samples_from_csv(self._labels(), self.recipe.data, self.recipe.pack.seed)
+        samples = samples_from_csv(self._labels(), self.recipe.data, self.recipe.pack.seed, self.recipe.source)
         return source_digests(samples, self.radiographs)
 
     def _labels(self) -> Path:

@@ -26,7 +26,7 @@ from export.layout import SPEEDS
 from export.recipe import Recipe
 from export.sbom import bill_of_materials
 from export.schema import check_against_schema
-from export.sources import SOURCES, foundation_sources, notice, refuse_claim
+from export.sources import SOURCES, notice, recipe_sources, refuse_claim
 from export.tasks import GUARD, NOT_FOR_DIAGNOSIS, TaskText, task_texts
 
 ENCODER_FILES = {"fp32": "encoder.onnx", "int8": "encoder.int8.onnx", "fp16": "encoder.fp16.onnx"}
@@ -80,7 +80,7 @@ def pack(recipe: Recipe, recipe_text: bytes, parts: Parts, *, private_key: Path,
     if out.exists() and not (out / MANIFEST).is_file():
         raise InputError(f"{out} exists and is no pack.", "Name another output folder, or move it away.")
     validation = Validation(report["validation"])
-    sources = (*SOURCES, *foundation_sources(recipe))
+    sources = (*SOURCES, *recipe_sources(recipe))
     refuse_claim(validation, sources)
     precisions: list[str] = read_json(verified / "precisions.json")
     partial = out.with_name(f"{out.name}.partial")

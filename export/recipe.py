@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import InputSpec, Validation
 from export.teachers.published import PUBLICATIONS
+from export.typed_table import refuse_difference, section_from_table
 
 NAME = r"[a-z0-9][a-z0-9-]{0,63}"
 """A name that is also a folder's, as in manifests."""
 VALIDATED = Validation.VALIDATED.value
-_OPTIONAL = ("foundation", "agglomeration")
+_OPTIONAL = ("source", "foundation", "agglomeration")
 LOWER_PRECISIONS = ("int8", "fp16")
 """What the encoder is made into beside FP32, and a recipe may require."""
 _LEFT_OUT = {
@@ -25,7 +26,6 @@ _LEFT_OUT = {
 """Keys by section that are no part of a recipe which does not set them."""
 _SHARES = ("blanked", "occluded")
 """Of the student's section, left out where they are 0."""
-_TEXTS = (tuple[str, ...], Mapping[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,25 @@ class DataSection:
     mask_side: int
     unreadable_percent_max: float
     adult_min_age_years: float
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """A data set of one's own beside the built-in ones: a table `[[source]]`. Its radiographs carry no label.
+
+    Attributes:
+        name: What it is called in reports.
+        title: What the column `dataset` of `labels.csv` calls it, and NOTICE.
+        licence: In words; goes into card, NOTICE and bill of materials.
+        origin: Who made it, and where it is found.
+        research_only: Whether that licence keeps it from a pack that claims to be validated.
+    """
+
+    name: str
+    title: str
+    licence: str
+    origin: str
+    research_only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +278,7 @@ class Recipe:
     operating: OperatingSection
     gate: GateSection
     provenance: ProvenanceSection
+    source: tuple[DataSource, ...] = ()
     foundation: tuple[FoundationTeacher, ...] = ()
     agglomeration: AgglomerationSection | None = None
 
@@ -287,9 +307,11 @@ def recipe_and_bytes(path: Path) -> tuple[Recipe, bytes]:
     refuse_difference("the recipe", set(document) - set(_OPTIONAL), set(sections))
     recipe = Recipe(
         **{name: section_from_table(name, kind, document[name]) for name, kind in sections.items()},
-        foundation=_foundation(document.get("foundation", [])),
+        source=_list_of("source", DataSource, document.get("source", [])),
+        foundation=_list_of("foundation", FoundationTeacher, document.get("foundation", [])),
         agglomeration=_agglomeration(document.get("agglomeration")),
     )
+    check_sources(recipe)
     check_foundation(recipe)
     check_trained(recipe)
     for name in recipe.gate.required_precisions:
@@ -336,6 +358,23 @@ def check_trained(recipe: Recipe) -> None:
             raise SettingsError(f"student.{name} of the recipe is {share}.", "A share, from 0 to 1.")
 
 
+def check_sources(recipe: Recipe) -> None:
+    """Refuse a data set without a plain name, and one whose licence forbids what the pack claims.
+
+    Raises:
+        SettingsError: Names it.
+    """
+    for source in recipe.source:
+        if not re.fullmatch(NAME, source.name):
+            raise SettingsError(f"The source {source.name!r} has no plain name.", f"Names are of the form {NAME}.")
+        if source.research_only and recipe.pack.claim == VALIDATED:
+            raise SettingsError(
+                f"The source {source.name} is for research only ({source.licence}), but the pack claims to be "
+                f"{VALIDATED}.",
+                'Set claim = "research-only", or leave the source out.',
+            )
+
+
 def check_foundation(recipe: Recipe) -> None:
     """Refuse foundation teachers that do not fit together, or whose licence forbids what the pack claims.
 
@@ -372,10 +411,10 @@ def check_foundation(recipe: Recipe) -> None:
             )
 
 
-def _foundation(tables: object) -> tuple[FoundationTeacher, ...]:
+def _list_of(name: str, kind: Any, tables: object) -> tuple[Any, ...]:
     if not isinstance(tables, list):
-        raise SettingsError("foundation of the recipe is no list of tables.", "Write each teacher as [[foundation]].")
-    return tuple(section_from_table("foundation", FoundationTeacher, table) for table in tables)
+        raise SettingsError(f"{name} of the recipe is no list of tables.", f"Write each as [[{name}]].")
+    return tuple(section_from_table(name, kind, table) for table in tables)
 
 
 def _agglomeration(table: object) -> AgglomerationSection | None:
@@ -386,47 +425,3 @@ def _agglomeration(table: object) -> AgglomerationSection | None:
         if getattr(section, name) < 1:
             raise SettingsError(f"agglomeration.{name} of the recipe is {getattr(section, name)}.", "At least 1.")
     return section
-
-
-def section_from_table(name: str, kind: Any, values: object) -> Any:
-    """One table as its dataclass; keys with a default may be left out.
-
-    Raises:
-        SettingsError: No table, or a key that is unknown, missing or of another type; it is named.
-    """
-    if not isinstance(values, dict):
-        raise SettingsError(f"[{name}] of the recipe is not a table.", "Write it as a TOML table.")
-    fields = {each.name: each.type for each in dataclasses.fields(kind)}
-    optional = {each.name for each in dataclasses.fields(kind) if _has_default(each)}
-    refuse_difference(f"[{name}]", set(values), set(fields), optional)
-    return kind(**{key: _value(f"{name}.{key}", fields[key], value) for key, value in values.items()})
-
-
-def _has_default(each: dataclasses.Field[Any]) -> bool:
-    return each.default is not dataclasses.MISSING or each.default_factory is not dataclasses.MISSING
-
-
-def _value(name: str, kind: Any, value: object) -> object:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind in _TEXTS:
-        return _texts(name, value)
-    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-        raise SettingsError(f"{name} of the recipe is {value!r}.", f"It must be of type {kind.__name__}.")
-    return value
-
-
-def _texts(name: str, value: object) -> object:
-    """A list of texts as a tuple, or a table of texts as it is."""
-    texts = list(value.values()) if isinstance(value, dict) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise SettingsError(f"{name} of the recipe is {value!r}.", "It must hold texts.")
-    return value if isinstance(value, dict) else tuple(texts)
-
-
-def refuse_difference(where: str, given: set[str], known: set[str], optional: Collection[str] = ()) -> None:
-    """Refuse keys that are not known, and known ones that are neither given nor optional; the first is named."""
-    for key in sorted(given - known):
-        raise SettingsError(f"Unknown key {key!r} in {where}.", f"Known: {', '.join(sorted(known))}.")
-    for key in sorted(known - given - set(optional)):
-        raise SettingsError(f"{where} lacks the key {key!r}.", "Add it to the recipe.")

@@ -72,8 +72,19 @@ SOURCES: tuple[Source, ...] = (
 )
 
 
-def foundation_sources(recipe: Recipe) -> tuple[Source, ...]:
-    """The foundation teachers of a recipe, with the files that they were read from."""
+def recipe_sources(recipe: Recipe) -> tuple[Source, ...]:
+    """What a recipe names itself: data sets of one's own, and foundation teachers."""
+    return (*_data_sources(recipe), *_foundation_sources(recipe))
+
+
+def _data_sources(recipe: Recipe) -> tuple[Source, ...]:
+    use = "Unlabelled radiographs for distillation and guard; lung masks where drawn."
+    return tuple(
+        Source(each.title, each.licence, each.origin, use, research_only=each.research_only) for each in recipe.source
+    )
+
+
+def _foundation_sources(recipe: Recipe) -> tuple[Source, ...]:
     found = []
     for teacher in recipe.foundation:
         known = PUBLICATIONS.get(teacher.kind)

@@ -3,11 +3,13 @@
 Half precision comes from a graph that was exported in half precision, INT8 from Q/DQ nodes with FP32 biases. For a
 small net INT8 may come out larger than FP16; its speed can't be measured without a GPU, so an INT8 engine goes along
 only where it is also the smaller file. FP8 is built to know that it can be: no gate measures it without a GPU, so its
-engine never goes along. TensorRT itself compiles for the GPU that it finds: where there is none, the
-appliance builds from the same signed ONNX, and here the graph is parsed at most, to know that it will.
+engine never goes along. TensorRT itself compiles for the GPU that it finds: where both are here, the half-precision
+graph is compiled for it; without a GPU the graph is parsed at most.
 """
 
+import hashlib
 import importlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,10 @@ import onnx
 from appliance.domain.engine_file import EngineMetadata
 from appliance.domain.errors import EngineFileError
 from appliance.inference.engine_build import SUFFIX, BuildPlan, bindings, build_engine
+from appliance.inference.engine_file import write_engine
 from export.artefacts import write_json
+from export.device import compute_capability
+from export.disk import write_whole
 from export.fp8 import CAPABILITIES as FP8_GPUS
 from export.fp8 import is_fp8, refuse_capabilities_without_fp8
 from export.layout import ENGINE_RECORD, FOR_TENSORRT, FP8_FOR_TENSORRT
@@ -29,6 +34,9 @@ SOURCES = {"fp16": "encoder.fp16.onnx", "int8": FOR_TENSORRT}
 GPUS = {"": ("8.0", "8.6", "8.9"), ".sm75": ("7.5",)}
 """Part of an engine's name to the compute capabilities in it: Ampere and Ada in one file, Turing in another."""
 FP8_ENGINE = f"encoder.fp8{SUFFIX}"
+TENSORRT_ENGINE = "encoder.fp16.trt.engine"
+TIMING_CACHE = "tensorrt.timing-cache"
+"""Beside the steps' folders, for the next build."""
 _LONGEST_LOG = 3
 
 
@@ -37,7 +45,7 @@ class TensorRtPlan:
     """How TensorRT compiles: batches of 1 to `max_batch`, best at `usual_batch`.
 
     `version_compatible` engines run on later minor versions, at some cost in speed; `timing_cache` remembers measured
-    kernels from one build to the next.
+    kernels from one build to the next, for one GPU and version: one of another is begun anew.
     """
 
     usual_batch: int = 4
@@ -54,7 +62,9 @@ def to_engine(graphs: Path, out: Path, say: Callable[[str], None]) -> None:
         out: Folder to write to; engines that are not worth shipping are measured and removed again.
         say: Told about progress.
     """
-    record: dict[str, Any] = {"tensorrt-rtx": [], "tensorrt": tensorrt_verdict((graphs / SOURCES["fp16"]).read_bytes())}
+    plan = TensorRtPlan(timing_cache=out.parent / TIMING_CACHE)
+    verdict = with_tensorrt((graphs / SOURCES["fp16"]).read_bytes(), out / TENSORRT_ENGINE, plan, compute_capability())
+    record: dict[str, Any] = {"tensorrt-rtx": [], "tensorrt": verdict}
     try:
         bindings()
     except EngineFileError as error:
@@ -133,7 +143,8 @@ def tensorrt_library() -> Any:
     except (ImportError, OSError) as error:
         raise EngineFileError(
             f"TensorRT can't be loaded: {error}.",
-            "Build on the appliance, from the signed ONNX; or install `tensorrt` with the libraries of NVIDIA's index.",
+            "The appliance builds with TensorRT for RTX, from the signed ONNX; or install `tensorrt` with the "
+            "libraries of NVIDIA's index.",
         ) from error
 
 
@@ -145,6 +156,41 @@ def tensorrt_verdict(graph: bytes, library: Any = None) -> str:
     except EngineFileError as error:
         return str(error)
     return f"TensorRT {library.__version__} reads the graph: {network.num_layers} layers, strongly typed."
+
+
+def with_tensorrt(graph: bytes, engine: Path, plan: TensorRtPlan, capability: str | None) -> str:
+    """Compile a half-precision graph with TensorRT where it and a GPU are here; what became of it, in one sentence.
+
+    Args:
+        graph: The ONNX file's content.
+        engine: Where the engine goes, with its description beside it.
+        plan: How it is compiled.
+        capability: The GPU's compute capability; None where there is no GPU, and the graph is parsed at most.
+    """
+    try:
+        library = tensorrt_library()
+        if capability is None:
+            return tensorrt_verdict(graph, library)
+        started = time.perf_counter()
+        data = build_tensorrt(graph, plan, library)
+    except EngineFileError as error:
+        return str(error)
+    built = EngineMetadata(
+        runtime="tensorrt",
+        runtime_version=str(library.__version__),
+        compute_capabilities=(capability,),
+        precision="fp16",
+        max_batch=plan.max_batch,
+        source_sha256=hashlib.sha256(graph).hexdigest(),
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        build_seconds=round(time.perf_counter() - started, 3),
+    )
+    write_engine(engine, memoryview(data), built)
+    return (
+        f"TensorRT {built.runtime_version} built {engine.name} for compute capability {capability}: "
+        f"{built.size_bytes / 1e6:.1f} MB in {built.build_seconds:.1f} s."
+    )
 
 
 def parsed_network(graph: bytes, library: Any) -> tuple[Any, Any, Any]:
@@ -174,6 +220,7 @@ def build_tensorrt(graph: bytes, plan: TensorRtPlan, library: Any = None) -> byt
     trt = library if library is not None else tensorrt_library()
     builder, network, _parser_kept = parsed_network(graph, trt)
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # it would round to ten bits what the graph has in FP32
     profile = builder.create_optimization_profile()
     for position in range(network.num_inputs):
         tensor = network.get_input(position)
@@ -183,21 +230,30 @@ def build_tensorrt(graph: bytes, plan: TensorRtPlan, library: Any = None) -> byt
     if plan.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if plan.timing_cache is not None:
-        kept = plan.timing_cache.read_bytes() if plan.timing_cache.is_file() else b""
-        config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=True)
+        _use_timing_cache(config, plan.timing_cache)
     built = builder.build_serialized_network(network, config)
     if built is None:
         raise EngineFileError("TensorRT could not build the engine.", "See its log; serve the graph with ONNX Runtime.")
     if plan.timing_cache is not None:
-        partial = plan.timing_cache.with_suffix(".partial")
-        partial.write_bytes(config.get_timing_cache().serialize())
-        partial.replace(plan.timing_cache)
+        write_whole(plan.timing_cache, bytes(config.get_timing_cache().serialize()))
     return bytes(built)
+
+
+def _use_timing_cache(config: Any, file: Path) -> None:
+    """Go on with the kernels that were measured before; a cache that is damaged, or of another GPU, is begun anew."""
+    kept = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+    if kept is None or not config.set_timing_cache(kept, ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
 def _parser(trt: Any) -> tuple[Any, Any, Any]:
     logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # what its bindings make of a builder that was not made
+        raise EngineFileError(
+            "TensorRT finds no GPU here, or no driver that fits it.", "Build on a machine with a GPU."
+        ) from error
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     return builder, trt.OnnxParser(network, logger), network

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import Code, EligibilityRules, TaskKind, UnknownAge, Validation
-from export.recipe import NAME, refuse_difference, section_from_table
+from export.recipe import NAME
 from export.sources import Source, refuse_claim
+from export.typed_table import refuse_difference, section_from_table
 
 LINEAR, MLP, MIL, SEGMENTATION = "linear", "mlp", "mil", "segmentation"
 HEADS = (LINEAR, MLP, MIL, SEGMENTATION)

@@ -60,7 +60,7 @@ def test_every_figure_is_measured_in_one_run(repository: Path, tmp_path: Path) -
         alone = [result["raw"][f"int8_vs_{name}"] for name in ("teacher", "second_teacher")]
         assert [each["architecture"] for each in alone] == ["efficientnet_lite2", "efficientnet_lite0"]
         note = rows[f"int8_vs_teachers_{batch}"]["note"]
-        assert "both encoders in turn" in note
+        assert "against one net of each teacher in turn (3 answer together)" in note
         assert all(f"{each['architecture']} alone {each[batch]['median']:.2f}" in note for each in alone)
     for name in ("engine_fp16_seconds", "engine_fp16_megabytes"):
         assert (rows[name]["measured"], rows[name]["met"]) == (None, False)
@@ -95,10 +95,14 @@ def test_the_command_prints_json_or_a_table(
     where = ["bench", "--pack", str(repository / "engines" / "chest-xray"), "--out", str(tmp_path)]
     printed = CliRunner().invoke(app, [*where, "--json"])
     assert printed.exit_code == 0, printed.output
-    assert set(json.loads(printed.stdout)) == {"rows", "ratios", "raw", "distillation", "features"}
-    assert json.loads(printed.stdout)["features"] is None
+    found = json.loads(printed.stdout)
+    assert set(found) == {"rows", "ratios", "raw", "distillation", "features", "not_measured"}
+    assert (found["distillation"], found["features"]) == (None, None)
+    assert "--distillation-steps N" in found["not_measured"]["distillation"]
+    assert "--features N" in found["not_measured"]["features"]
     table = CliRunner().invoke(app, [*where, "--features", "33", "--recipe", str(tiny_recipe)])
     assert "distilled against direct: not measured here" in table.stdout
+    assert "features cached" not in table.stdout
     assert "features of 3 teachers for 33 pictures, killed once: 99 computed of 99" in table.stdout
     assert "killed once" in table.stderr
 

@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from appliance.domain.errors import InputError
+from appliance.domain.errors import InputError, SettingsError
 from export.artefacts import DONE, read_json, write_json
 from export.data import samples_from_csv
 from export.images import image_set, input_from_file, prepare, source_digests
 from export.line import Line
 from export.progress import Silent
-from export.recipe import Recipe, recipe_from_toml
+from export.recipe import DataSource, Recipe, recipe_from_toml
 from export.tables import source_table
 
 Rows = list[dict[str, str]]
+OURS = DataSource("ours", "Our hospital, 2015 to 2020", "Own data", "Our hospital", research_only=False)
 
 
 @pytest.fixture
@@ -135,6 +136,60 @@ def test_a_covid_case_is_no_label_of_an_image(tmp_path: Path, tiny_rows: Rows, r
     others = [sample for sample in samples if sample.dataset == "hannover"]
     assert others
     assert all(sample.adult is None and sample.paediatric is None for sample in others)
+
+
+def of_ours(row: dict[str, str], **changes: str) -> dict[str, str]:
+    """A row of a data set of one's own, whose picture has no label."""
+    return row | {"dataset": OURS.title, "abnormal": "", "patient_id": "1", **changes}
+
+
+def test_a_data_set_that_the_recipe_names_is_read(tmp_path: Path, tiny_rows: Rows, recipe: Recipe) -> None:
+    """Its pictures are unlabelled samples under the recipe's name for it; nothing else changes."""
+    path = written(tmp_path, [*tiny_rows, of_ours(tiny_rows[0])])
+    *others, own = samples_from_csv(path, recipe.data, recipe.pack.seed, [OURS])
+    assert (own.dataset, own.adult, own.paediatric, own.person) == ("ours", None, None, "ours/1")
+    assert tuple(others) == samples_from_csv(written(tmp_path, tiny_rows), recipe.data, recipe.pack.seed)
+
+
+def test_a_data_set_that_nobody_names_is_refused(tmp_path: Path, tiny_rows: Rows, recipe: Recipe) -> None:
+    """Whom to credit, under which licence, must be known: the recipe's table is the way forward."""
+    path = written(tmp_path, [*tiny_rows, of_ours(tiny_rows[0])])
+    with pytest.raises(InputError, match="the dataset is 'Our hospital, 2015 to 2020'") as refused:
+        samples_from_csv(path, recipe.data, recipe.pack.seed)
+    assert "[[source]] in the recipe" in refused.value.way_forward
+
+
+def test_labels_that_nothing_learns_are_refused(tmp_path: Path, tiny_rows: Rows, recipe: Recipe) -> None:
+    """A label in a data set of one's own is not passed over in silence."""
+    path = written(tmp_path, [*tiny_rows, of_ours(tiny_rows[0], abnormal="1")])
+    with pytest.raises(InputError, match="abnormal is 1, but `run` learns no labels") as refused:
+        samples_from_csv(path, recipe.data, recipe.pack.seed, [OURS])
+    assert "insite-export task" in refused.value.way_forward
+
+
+@pytest.mark.parametrize("name", ["nih", "ours"])
+def test_two_data_sets_have_two_names(name: str, tmp_path: Path, tiny_rows: Rows, recipe: Recipe) -> None:
+    """A name that is taken, by a built-in data set or by another one of the recipe's, is refused."""
+    again = DataSource(name, "Elsewhere", "Own data", "Elsewhere", research_only=False)
+    with pytest.raises(SettingsError, match=rf"{name} \(Elsewhere\) has a name that another"):
+        samples_from_csv(written(tmp_path, tiny_rows), recipe.data, recipe.pack.seed, [OURS, again])
+
+
+def test_a_licence_in_other_words_prepares_nothing_again(tmp_path: Path, tiny_data: Path, tiny_recipe: Path) -> None:
+    """The names of the recipe's data sets belong to what the step hangs on, their licences do not."""
+    data, recipe = tmp_path / "data", tmp_path / "recipe.toml"
+    shutil.copytree(tiny_data, data)
+    with (data / "labels.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    written(data, [*rows, of_ours(rows[0])])
+    found = []
+    for name, licence in (("ours", "Own data"), ("ours", "Own data, all rights reserved"), ("theirs", "Own data")):
+        table = f'name = "{name}"\ntitle = "{OURS.title}"\nlicence = "{licence}"\norigin = "Our hospital"\n'
+        recipe.write_text(f"{tiny_recipe.read_text()}\n[[source]]\n{table}research_only = false\n")
+        line = Line(recipe, data, tmp_path, Silent())
+        found.append(line.prepared())
+        assert line.sources[name]["images"] == 1
+    assert found[0] == found[1] != found[2]
 
 
 def png(mode: str) -> bytes:

@@ -1,16 +1,21 @@
 """The student sees some children's pictures with pieces outside the lungs blanked; lungs and adults are left alone."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from appliance.domain.errors import SettingsError
 from export.distil import OCCLUDED_MOST, PIECES, blanked_outside, distil, occluded
 from export.ensemble import Ensemble
 from export.images import ImageSet
-from export.recipe import as_json, recipe_from_toml
+from export.learning import Batch, Training
+from export.recipe import StudentSection, as_json, recipe_from_toml
+from export.student import ARCHITECTURES, MultiTaskNet
 
 SIDE, CHILDREN = 512, 64
 
@@ -110,3 +115,47 @@ def test_teachers_that_do_not_fit_into_the_gpu_are_said(
     none = np.zeros((0, SIDE, SIDE), np.uint8)
     with pytest.raises(SettingsError, match=r"student\.batch = 8 .*smaller one.*larger GPU"):
         distil(recipe_from_toml(tiny_recipe), ImageSet((), none, none, ()), (), tmp_path, print)
+
+
+@pytest.mark.parametrize("key", ["blanked", "occluded"])
+def test_without_the_teachers_word_the_same_pictures_are_seen(
+    key: str, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What learns from labels alone is shown, to the pixel, what the distilled student is shown."""
+    images, _ = pictures_and_lungs(4)
+    unknown = torch.full((4, 1), -1.0)
+    batch = Batch(images, unknown, torch.ones(4, 1), torch.zeros(4, 1, 64, 64), torch.zeros(4, dtype=torch.bool))
+    seen: list[torch.Tensor] = []
+    losses: list[float] = []
+
+    def one_step(
+        _: object, core: MultiTaskNet, __: Training, loss_of: Callable[[Batch], torch.Tensor], ___: Path
+    ) -> None:
+        core.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        torch.manual_seed(6)
+        losses.append(float(loss_of(batch).detach()))
+
+    monkeypatch.setattr("export.distil.train", one_step)
+    recipe = recipe_from_toml(tiny_recipe)
+    taught = dataclasses.replace(recipe.student, starts_from_second_teacher=False, **{key: 1.0})
+    alone = dataclasses.replace(taught, soft_label_weight=0.0, feature_weight=0.0, soft_mask_weight=0.0)
+    teacher = ("narrow", without_lungs(tmp_path / "teacher.safetensors"))
+
+    def learn(section: StudentSection) -> None:
+        none = np.zeros((0, SIDE, SIDE), np.uint8)
+        distil(dataclasses.replace(recipe, student=section), ImageSet((), none, none, ()), [teacher], tmp_path, print)
+
+    learn(taught)
+    learn(alone)
+    assert torch.equal(*seen)
+    assert (seen[1] != images).any()
+    assert losses[0] > losses[1]
+
+
+def without_lungs(path: Path) -> Path:
+    """Weights of a teacher who is sure that there is no lung in any picture."""
+    net = MultiTaskNet(ARCHITECTURES["narrow"])
+    torch.nn.init.zeros_(net.lungs.subpixels.weight)
+    torch.nn.init.constant_(net.lungs.subpixels.bias, -9.0)
+    save_file(net.state_dict(), path)
+    return path

@@ -74,6 +74,43 @@ def test_a_research_only_teacher_forbids_a_validated_pack(
     recipe_from_toml(with_teacher(recipe, tmp_path, kind=kind, research=research, claim="research-only"))
 
 
+SOURCE = """
+[[source]]
+name = "{name}"
+title = "Our hospital, 2015 to 2020"
+licence = "Own data"
+origin = "Our hospital"
+research_only = true
+"""
+
+
+def test_a_data_set_of_ones_own_may_be_left_out(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Without one no digest changes; with one it is part of the recipe."""
+    assert "source" not in as_json(recipe_from_toml(tiny_recipe))
+    path = tmp_path / "recipe.toml"
+    path.write_text(tiny_recipe.read_text() + SOURCE.format(name="ours"))
+    (source,) = as_json(recipe_from_toml(path))["source"]
+    assert (source["name"], source["research_only"]) == ("ours", True)
+
+
+def test_a_data_set_that_does_not_fit_is_named(tiny_recipe: Path, tmp_path: Path) -> None:
+    """A name that is none, a missing key, no list of tables, and a licence that the claim exceeds."""
+    path, recipe = tmp_path / "recipe.toml", tiny_recipe.read_text()
+    path.write_text(recipe + SOURCE.format(name="Our data"))
+    with pytest.raises(SettingsError, match="'Our data' has no plain name"):
+        recipe_from_toml(path)
+    path.write_text(recipe + SOURCE.format(name="ours").replace('origin = "Our hospital"\n', ""))
+    with pytest.raises(SettingsError, match="lacks the key 'origin'"):
+        recipe_from_toml(path)
+    path.write_text(recipe + SOURCE.format(name="ours").replace("[[source]]", "[source]"))
+    with pytest.raises(SettingsError, match="source of the recipe is no list") as refused:
+        recipe_from_toml(path)
+    assert "[[source]]" in refused.value.way_forward
+    path.write_text(recipe.replace('claim = "untrained"', 'claim = "validated"') + SOURCE.format(name="ours"))
+    with pytest.raises(SettingsError, match=r"source ours is for research only \(Own data\)"):
+        recipe_from_toml(path)
+
+
 def test_a_free_teacher_allows_a_validated_pack(tiny_recipe: Path, tmp_path: Path) -> None:
     """MedSAM under Apache-2.0 forbids nothing."""
     recipe = recipe_from_toml(with_teacher(tiny_recipe.read_text(), tmp_path, kind="medsam", claim="validated"))

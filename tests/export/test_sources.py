@@ -1,10 +1,16 @@
 """What a pack is made of decides what it may claim."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
 from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import Validation
-from export.sources import SOURCES, Source, notice, refuse_claim
+from export.card import model_card
+from export.recipe import DataSource, recipe_from_toml
+from export.sbom import bill_of_materials
+from export.sources import SOURCES, Source, notice, recipe_sources, refuse_claim
 
 RESEARCH = Source("Some teacher", "CC BY-NC 4.0", "Somebody", "Teacher.", research_only=True)
 
@@ -29,3 +35,23 @@ def test_the_notice_credits_every_source() -> None:
         assert source.origin in text
         assert source.licence in text
     assert text.count("For research only.") == 1
+
+
+def test_a_data_set_of_ones_own_is_credited_everywhere(tiny_recipe: Path) -> None:
+    """Licence and origin of what the recipe names stand in NOTICE, bill of materials and card, and bind the claim."""
+    own = DataSource("ours", "Our hospital, 2015 to 2020", "Own data", "Our hospital", research_only=True)
+    recipe = dataclasses.replace(recipe_from_toml(tiny_recipe), source=(own,))
+    sources = (*SOURCES, *recipe_sources(recipe))
+    assert "Our hospital, 2015 to 2020\n    Our hospital\n    Licence: Own data. For research only." in notice(sources)
+    component = next(
+        each
+        for each in bill_of_materials(recipe, sources)["components"]
+        if each["name"] == "Our hospital, 2015 to 2020"
+    )
+    assert (component["type"], component["licenses"]) == ("data", [{"license": {"name": "Own data"}}])
+    report = {"summary": "", "tables": [], "rules": [], "verdict": "pass"}
+    card = model_card(recipe, report, "untrained")
+    assert "- Our hospital, 2015 to 2020. Own data. Our hospital." in card
+    assert "- Triage on Our hospital, 2015 to 2020: its radiographs carry no label here." in card
+    with pytest.raises(SettingsError, match="Our hospital, 2015 to 2020 is for research only"):
+        refuse_claim(Validation.VALIDATED, sources)

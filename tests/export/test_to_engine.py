@@ -8,10 +8,11 @@ from typing import Any
 import onnx
 import pytest
 
+from appliance.domain.engine_file import EngineHost
 from appliance.domain.errors import EngineFileError
 from appliance.domain.manifest import InputSpec
 from appliance.inference.engine_build import SUFFIX, BuildPlan, bindings
-from appliance.inference.engine_file import engine_metadata, header_version
+from appliance.inference.engine_file import checked_engine, engine_metadata, header_version
 from export.artefacts import file_sha256, read_json
 from export.fp8 import fp8_from_int8
 from export.layout import ENGINE_RECORD, FOR_TENSORRT, FP8_FOR_TENSORRT
@@ -20,6 +21,8 @@ from export.quantise import Target, measured_ranges, quantised
 from export.speeds import engine_table
 from export.to_engine import (
     GPUS,
+    TENSORRT_ENGINE,
+    TIMING_CACHE,
     TensorRtPlan,
     build_rtx,
     build_tensorrt,
@@ -28,7 +31,10 @@ from export.to_engine import (
     tensorrt_verdict,
     to_engine,
 )
+from tests.fakes.fake_tensorrt import GPU, MEASURED, FakeTensorRt
+from tests.fakes.tiny_pack import encoder_graph
 
+TINY = encoder_graph().SerializeToString()
 SPEC = InputSpec("image", 512, 512, 0.5, 99.5)
 
 
@@ -197,8 +203,79 @@ def test_what_the_parser_refuses_is_said(graphs: Path, parser_library: Any) -> N
 
 
 def test_the_way_to_tensorrt_compiles_with_a_profile(graphs: Path, parser_library: Any) -> None:
-    """With a library that compiles without a GPU, the whole way gives an engine; a GPU is needed for TensorRT's own."""
+    """With a library that compiles without a GPU, the whole way gives an engine."""
     if parser_library.__name__ == "tensorrt":
-        pytest.skip("TensorRT compiles for the GPU that it finds; the `gpu` suite covers it")
+        pytest.skip("TensorRT compiles for a GPU only, and its files have another header than those of its sister")
     built = build_tensorrt((graphs / "encoder.fp16.onnx").read_bytes(), TensorRtPlan(max_batch=8), parser_library)
     assert header_version(built[:64], "engine", len(built))
+
+
+def test_a_plan_decides_shapes_and_flags() -> None:
+    """One profile from one image to the largest batch, strongly typed, no TF32, and version-compatible if asked."""
+    library = FakeTensorRt()
+    plain = build_tensorrt(TINY, TensorRtPlan(usual_batch=2, max_batch=8), library)
+    build_tensorrt(TINY, TensorRtPlan(version_compatible=True), library)
+    assert plain.startswith(b"plan of ")
+    assert plain.endswith(b"flags 2")
+    assert [config.flags for config in library.configs] == [set(), {"VERSION_COMPATIBLE"}]
+    assert library.configs[0].shapes == {"image": ((1, 1, 512, 512), (2, 1, 512, 512), (8, 1, 512, 512))}
+    assert library.configs[0].begun_with is None
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
+    """The timing cache begins empty, and each build goes on with what the one before wrote."""
+    library, file = FakeTensorRt(), tmp_path / "timing-cache"
+    for _ in range(2):
+        build_tensorrt(TINY, TensorRtPlan(timing_cache=file), library)
+    assert [config.begun_with for config in library.configs] == [GPU, GPU + MEASURED]
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(file.name, GPU + 2 * MEASURED)]
+
+
+@pytest.mark.parametrize("content", [b"gpu 7.5 conv 9 us", b"damaged"])
+def test_measurements_of_another_gpu_are_not_used(content: bytes, tmp_path: Path) -> None:
+    """A cache of another GPU, or a damaged one, is no reason not to build: measuring begins anew."""
+    library, file = FakeTensorRt(), tmp_path / "timing-cache"
+    file.write_bytes(content)
+    build_tensorrt(TINY, TensorRtPlan(timing_cache=file), library)
+    assert library.configs[0].begun_with == GPU
+    assert file.read_bytes() == GPU + MEASURED
+
+
+def test_tensorrt_without_a_gpu_is_said() -> None:
+    """Where the library is installed and no GPU is there, the verdict is a sentence."""
+    with pytest.raises(EngineFileError, match="finds no GPU"):
+        build_tensorrt(TINY, TensorRtPlan(), FakeTensorRt(has_gpu=False))
+    assert "finds no GPU" in tensorrt_verdict(TINY, FakeTensorRt(has_gpu=False))
+
+
+@pytest.fixture
+def half(tmp_path: Path) -> Path:
+    """The artefact of `quantise`, as far as TensorRT reads it."""
+    folder = tmp_path / "quantise"
+    folder.mkdir()
+    (folder / "encoder.fp16.onnx").write_bytes(TINY)
+    return folder
+
+
+@pytest.mark.parametrize("capability", ["8.6", None])
+def test_the_step_compiles_with_tensorrt_where_it_can(
+    capability: str | None, half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With library and GPU an engine with its description goes along, with the library alone the graph is parsed."""
+    library, out = FakeTensorRt(), tmp_path / "to_engine.partial"
+    out.mkdir()
+    monkeypatch.setitem(sys.modules, "tensorrt", library)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
+    monkeypatch.setattr("export.to_engine.compute_capability", lambda: capability)
+    to_engine(half, out, lambda _: None)
+    record, engine = read_json(out / ENGINE_RECORD), out / TENSORRT_ENGINE
+    if capability is None:
+        assert "reads the graph" in record["tensorrt"]
+        assert (library.configs, engine.exists()) == ([], False)
+        return
+    assert f"TensorRT 11.0.0.114 built {engine.name} for compute capability 8.6" in record["tensorrt"]
+    here = EngineHost((("tensorrt", library.__version__),), capability)
+    metadata, data = checked_engine(engine, file_sha256(half / "encoder.fp16.onnx"), here)
+    assert data.startswith(b"plan of ")
+    assert (metadata.runtime, metadata.precision, metadata.max_batch) == ("tensorrt", "fp16", 16)
+    assert (tmp_path / TIMING_CACHE).read_bytes() == GPU + MEASURED
