@@ -20,7 +20,7 @@ from export.task_head.labels import cases_from_csv, refuse_one_class
 from export.task_head.recipe import AUDITED, SEGMENTATION, TaskRecipe, task_recipe_from_toml
 from export.task_head.train import Measured, measured, trained_head, validation_scores
 
-STEP, VERSION = "task", 3
+STEP, VERSION = "task", 4
 CPU_RUNTIME = "onnxruntime-cpu"
 """Features are taken from, and figures measured on, the precisions that this machine can serve."""
 
@@ -90,7 +90,7 @@ def _train(
     audits = audited(recipe, pictures, scores, data)
     made = folder / "made"
     made.mkdir(exist_ok=True)
-    write_graphs(head, manifest, names, made)
+    write_graphs(head, plain[best], made)
     task = TaskManifest(
         name=recipe.task.name,
         title=recipe.task.title,
