@@ -13,7 +13,7 @@ from export.pack import graph_outputs
 from export.progress import Progress
 from export.runner import Runner
 from export.task_head.audit import TaskAudit, audited, in_words
-from export.task_head.features import Pictures, View, features, outputs_read_by, read_pictures
+from export.task_head.features import Pictures, View, features, outputs_read_by, read_pictures, refuse_twins
 from export.task_head.graphs import HEAD, write_graphs
 from export.task_head.join import SHORTCUTS, joined, trained_task, write_task
 from export.task_head.labels import cases_from_csv, refuse_one_class
@@ -57,6 +57,7 @@ def make_task(files: TaskFiles, base: VerifiedPack, private_key: Path, out: Path
     def work(folder: Path) -> None:
         pictures = read_pictures(cases, files.data, base.manifest, recipe, folder)
         refuse_one_class(files.labels, pictures.cases, recipe)
+        refuse_twins(files.labels, pictures)
         _train(recipe, base, pictures, folder, progress, data=files.data)
         (folder / "images.npy").unlink()
 
