@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from appliance.domain.errors import SettingsError, StorageFullError
 from export.images import image_set, prepare
 from export.learning import Batch, Training, supervised_loss, train
-from export.recipe import Recipe, TeacherSection, recipe_from_toml, section_from_table
+from export.recipe import Recipe, TeacherSection, recipe_from_toml
+from export.recipe_tables import section_from_table
 from export.student import ARCHITECTURES, MultiTaskNet
 
 SECTION = {
