@@ -27,7 +27,7 @@ from export.feature_scaling import Scaling, scaling_of
 from export.learning import LONGEST_GRADIENT, save_state, schedule
 from export.progress import Progress
 from export.ranks import Ranks, share_batch_statistics
-from export.recipe import AgglomerationSection
+from export.recipe_foundation import AgglomerationSection
 from export.teachers.ensemble import resized
 
 WEIGHTS = "encoder.safetensors"

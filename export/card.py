@@ -162,12 +162,14 @@ def _foundations(recipe: Recipe) -> list[str]:
     section = recipe.agglomeration
     if section is None:
         return []
-    names = ", ".join(f"{teacher.name} (weight {teacher.weight:g})" for teacher in recipe.foundation)
+    names = ", ".join(f"{each.name} (weight {each.weight:g})" for each in recipe.foundation if each.weight > 0)
+    answers = [f"{each.name} of {' and '.join(each.answers)}" for each in recipe.foundation if each.answers]
     return [
         (
             f"- The encoder first learned the features of {names} in {section.steps} steps of {section.batch} "
             f"pictures, {section.views} views of each radiograph, scaled by {section.scaling}."
-        )
+        ),
+        *([f"- Soft labels beside those of the two teachers: {', '.join(answers)}."] if answers else []),
     ]
 
 

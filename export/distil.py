@@ -16,6 +16,7 @@ from export.images import ImageSet
 from export.learning import Batch, Training, memory_for, supervised_loss, train, upsampled
 from export.pretrained import load_published
 from export.recipe import Recipe, StudentSection
+from export.soft_labels import Adviser, with_soft_labels
 from export.student import MultiTaskNet, Outputs, architecture_named
 
 WEIGHTS = "student.safetensors"
@@ -42,6 +43,7 @@ def distil(
     say: Callable[[str], None],
     *,
     encoder: Path | None = None,
+    advisers: Sequence[Adviser] = (),
 ) -> None:
     """Train the student of the recipe and write its weights to `<out>/student.safetensors`.
 
@@ -55,6 +57,7 @@ def distil(
         out: Folder to work in; holds a checkpoint until the training is finished.
         say: Told about progress.
         encoder: What foundation teachers taught the encoder before; where None, it starts as the recipe says.
+        advisers: Foundation teachers that classify, whose word is heard in the triage logits.
 
     Raises:
         SettingsError: The student is to start from a teacher of another architecture, or the GPU's memory is too small.
@@ -63,6 +66,8 @@ def distil(
     expert = ensemble_from_files(teachers)
     with memory_for("student", recipe.student):
         expert.to(training_device())
+        for adviser in advisers:
+            adviser.teacher.to(training_device())
     student = MultiTaskNet(architecture_named(recipe.student.architecture))
     if encoder is not None:
         student.encoder.load_state_dict(load_file(encoder))
@@ -87,7 +92,7 @@ def distil(
         child = (batch.paediatric >= 0).flatten()
         with torch.no_grad():
             shown = occluded(batch.image, child, section.occluded)
-            advice = expert(shown)
+            advice = with_soft_labels(expert(shown), len(teachers), shown, advisers)
             seen = blanked_outside(shown, advice.lungs, child, section.blanked)
         outputs = student(seen)
         if not taught_at_all:

@@ -19,9 +19,9 @@ from export.metrics import Floats
 from export.operating import Labelled, labelled
 from export.predictions import Predictions, predict, teacher_says
 from export.recipe import Recipe, as_json, check_trained
+from export.recipe_tables import section_from_table
 from export.shortcuts import feature_rows, trivial_scores
 from export.tasks import ADULT
-from export.typed_table import section_from_table
 
 AS_IT_IS, TRIVIAL, TEACHERS = "recipe", "trivial classifier", "teachers"
 

@@ -27,14 +27,17 @@ from export.images import image_set
 from export.pretrained import load_published
 from export.progress import Progress, Silent
 from export.ranks import Ranks
-from export.recipe import AgglomerationSection, FoundationTeacher, Recipe, as_json
+from export.recipe import Recipe, as_json
+from export.recipe_foundation import AgglomerationSection, FoundationTeacher
 from export.student import architecture_named
 from export.teachers.checkpoints import Checkpoint
 from export.teachers.shelf import ENSEMBLE, checkpoint_of, teacher_from_recipe
 
 FEATURES, AGGLOMERATE = "foundation", "agglomerate"
-STEP_VERSIONS = {FEATURES: 1, AGGLOMERATE: 1}
+STEP_VERSIONS = {FEATURES: 2, AGGLOMERATE: 1}
 """Raise one when its step's code makes something else of the same inputs."""
+_NOT_LEARNED_OF = ("cached_batch", "initial_licence", "initial_origin", "initial_research_only")
+"""Of the section, what the student's weights do not hang on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,8 @@ class _Course:
 
     def learned_of(self, features: Sequence[str]) -> str:
         """Digest of all that decides what the student learns."""
-        section = {key: value for key, value in as_json(self.recipe)["agglomeration"].items() if key != "cached_batch"}
+        values = as_json(self.recipe)["agglomeration"]
+        section = {key: value for key, value in values.items() if key not in _NOT_LEARNED_OF}
         weights = [[teacher.name, teacher.weight] for teacher in self.teachers]
         return digest_of_values(features, section, weights, self.recipe.student.architecture, self.recipe.pack.seed)
 

@@ -28,6 +28,7 @@ from export.quantise_search import search_precision
 from export.ranks import Ranks
 from export.recipe import Recipe, as_json, recipe_and_bytes
 from export.runner import Runner
+from export.soft_labels import advised_by, advisers_from_recipe
 from export.tasks import task_texts
 from export.teach import SECOND, teach_all, weights_in
 from export.to_engine import to_engine
@@ -103,8 +104,8 @@ class Line:
         )
         student = self._step(
             "distil",
-            (teacher, second, values["student"], seed, *([encoder] if encoder else [])),
-            lambda out: distil(recipe, self._pictures(), self._teachers(), out, self.say, encoder=weights),
+            (teacher, second, values["student"], seed, *([encoder] if encoder else []), *advised_by(recipe)),
+            lambda out: self._distil(out, weights),
         )
         calibrated = self._step("calibrate", (student, negatives), self._calibrate)
         graphs = self._step("to_onnx", (calibrated, recipe.data.mask_side), self._to_onnx)
@@ -208,6 +209,11 @@ class Line:
     def _index_digest(self) -> str:
         index = self.radiographs.parent / "dicom" / "index.csv"
         return file_sha256(index) if index.is_file() else ""
+
+    def _distil(self, out: Path, encoder: Path | None) -> None:
+        advisers = advisers_from_recipe(self.recipe, self.checkpoints)
+        pictures, teachers = self._pictures(), self._teachers()
+        distil(self.recipe, pictures, teachers, out, self.say, encoder=encoder, advisers=advisers)
 
     def _calibrate(self, out: Path) -> None:
         recipe, student = self.recipe, self._of("distil") / STUDENT

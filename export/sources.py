@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import Validation
@@ -85,17 +86,32 @@ def _data_sources(recipe: Recipe) -> tuple[Source, ...]:
 
 
 def _foundation_sources(recipe: Recipe) -> tuple[Source, ...]:
+    """The foundation teachers of a recipe and the weights that its student starts from, each with its files."""
     found = []
     for teacher in recipe.foundation:
         known = PUBLICATIONS.get(teacher.kind)
         files = "; ".join(f"{file} SHA-256 {digest}" for file, digest in sorted(teacher.digests.items()))
+        features = "Teacher of the encoder's features. " if teacher.weight > 0 or not teacher.answers else ""
+        answers = f"Soft labels of {' and '.join(teacher.answers)}. " if teacher.answers else ""
         found.append(
             Source(
                 f"{teacher.name} ({' '.join(filter(None, (teacher.kind, teacher.model)))})",
                 teacher.licence,
                 known.origin if known else "As its recipe says",
-                f"Teacher of the encoder's features. {files}".strip(),
+                f"{features}{answers}{files}".strip(),
                 research_only=teacher.research_only or (known is not None and known.research_only),
+                model=True,
+            )
+        )
+    section = recipe.agglomeration
+    if section is not None and section.initial:
+        found.append(
+            Source(
+                f"{Path(section.initial).name} ({recipe.student.architecture})",
+                section.initial_licence,
+                section.initial_origin,
+                f"Where the training of the student starts. SHA-256 {section.initial_sha256}",
+                research_only=section.initial_research_only,
                 model=True,
             )
         )

@@ -1,6 +1,8 @@
 """What the frozen base says of the labelled images, through the engine and the preprocessing that will serve them."""
 
+import hashlib
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +81,27 @@ def read_pictures(cases: Sequence[Case], data: Path, base: PackManifest, recipe:
     refuse_too_many(unreadable, total, recipe.training.unreadable_percent_max, out / UNREADABLE)
     stacked = np.stack(masks) if masks else np.zeros((0, side, side), np.uint8)
     return Pictures(tuple(kept), tuple(rows), images[:used], stacked)
+
+
+def refuse_twins(labels: Path, pictures: Pictures) -> None:
+    """Refuse a picture that is in two splits under two names: its patient leaks, whatever the labels say.
+
+    Pictures of one grey alone don't count: the empty ends of volumes are alike.
+
+    Raises:
+        InputError: How many there are; `labels` is where the cases come from.
+    """
+    splits: dict[bytes, set[str]] = defaultdict(set)
+    for case, rows in zip(pictures.cases, pictures.rows, strict=True):
+        for image in pictures.images[list(rows)]:
+            if image.min() < image.max():
+                splits[hashlib.sha256(image.tobytes()).digest()].add(case.split)
+    leaking = sum(len(where) > 1 for where in splits.values())
+    if leaking:
+        raise InputError(
+            f"{labels}: {leaking} pictures are in more than one split, under other names or patients.",
+            "Give all copies of a picture one patient and one split, or leave them out.",
+        )
 
 
 def outputs_read_by(recipe: TaskRecipe, base: PackManifest) -> tuple[str, ...]:

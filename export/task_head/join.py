@@ -34,7 +34,8 @@ REPORT, SHORTCUTS = "report.json", "shortcuts"
 PASSED = "pass"
 NOT_MEASURED = (
     "Not measured: other scanners, hospitals and age groups than those of its labels; shortcuts that the labels may "
-    "hold{}; agreement with readers."
+    "hold{}; agreement with readers. Not known: whether the base learned from these patients, too, which would flatter "
+    "the figures."
 )
 BUT_AUDITED = ", beyond the numbers of its audit"
 

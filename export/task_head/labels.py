@@ -37,11 +37,13 @@ def cases_from_csv(path: Path, recipe: TaskRecipe) -> tuple[Case, ...]:
     """Read and check the labels.
 
     Columns: `file`, `patient`, `split` (`train` or `val`), and `label` (0 or 1), or `mask` (a file) for a
-    segmentation; `volume` names the images that belong together for a `mil` head. Rows without a label are left out.
+    segmentation; `volume` names the images that belong together for a `mil` head. Rows without a label are left out;
+    of a volume, all or none.
 
     Raises:
         InputError: The file can't be read, a column is missing, a value is none of the known ones, a path leaves the
-            folder, a patient is in two splits, a volume contradicts itself, or a split has one class only.
+            folder, an image is listed twice, a patient is in two splits, a volume contradicts itself, or a split has
+            one class only.
     """
     columns = columns_of(recipe.task.head)
     try:
@@ -56,9 +58,11 @@ def cases_from_csv(path: Path, recipe: TaskRecipe) -> tuple[Case, ...]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"The labels {path} can't be read: {error}.", "Give a CSV file in UTF-8.") from error
     known = "mask" if recipe.task.head == SEGMENTATION else "label"
-    kept = [(number, row) for number, row in rows if row[known]]
+    labelled = {row.get("volume", number) for number, row in rows if row[known]}
+    kept = [(number, row) for number, row in rows if row.get("volume", number) in labelled]
     for number, row in kept:
         _check(path, number, row)
+    _refuse_twice(path, kept)
     cases = _grouped(path, [row for _, row in kept], recipe)
     _refuse_leakage(path, cases)
     refuse_one_class(path, cases, recipe)
@@ -69,7 +73,7 @@ def _check(path: Path, number: int, row: dict[str, str]) -> None:
     where = f"{path}, line {number}"
     if row["split"] not in {"train", "val"}:
         raise InputError(f"{where}: the split is {row['split']!r}.", "It must be train or val.")
-    if row.get("label", "0") not in {"0", "1"}:
+    if row.get("label", "") not in {"0", "1", ""}:
         raise InputError(f"{where}: the label is {row['label']!r}.", "It must be 0, 1 or empty for not known.")
     for name in ("file", "patient", "volume"):
         if name in row and not row[name]:
@@ -78,6 +82,16 @@ def _check(path: Path, number: int, row: dict[str, str]) -> None:
         parts = Path(row.get(name, "")).parts
         if ".." in parts or Path(row.get(name, "")).is_absolute():
             raise InputError(f"{where}: {row[name]!r} leaves the data folder.", "Give paths within it.")
+
+
+def _refuse_twice(path: Path, rows: Iterable[tuple[int, dict[str, str]]]) -> None:
+    lines: dict[Path, int] = {}
+    for number, row in rows:
+        first = lines.setdefault(Path(row["file"]), number)
+        if first != number:
+            raise InputError(
+                f"{path}, line {number}: {row['file']!r} is in line {first} already.", "List every image once."
+            )
 
 
 def _grouped(path: Path, rows: Sequence[dict[str, str]], recipe: TaskRecipe) -> tuple[Case, ...]:

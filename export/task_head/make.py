@@ -13,14 +13,14 @@ from export.pack import graph_outputs
 from export.progress import Progress
 from export.runner import Runner
 from export.task_head.audit import TaskAudit, audited, in_words
-from export.task_head.features import Pictures, View, features, outputs_read_by, read_pictures
+from export.task_head.features import Pictures, View, features, outputs_read_by, read_pictures, refuse_twins
 from export.task_head.graphs import HEAD, write_graphs
 from export.task_head.join import SHORTCUTS, joined, trained_task, write_task
 from export.task_head.labels import cases_from_csv, refuse_one_class
 from export.task_head.recipe import AUDITED, SEGMENTATION, TaskRecipe, task_recipe_from_toml
 from export.task_head.train import Measured, measured, trained_head, validation_scores
 
-STEP, VERSION = "task", 3
+STEP, VERSION = "task", 4
 CPU_RUNTIME = "onnxruntime-cpu"
 """Features are taken from, and figures measured on, the precisions that this machine can serve."""
 
@@ -57,6 +57,7 @@ def make_task(files: TaskFiles, base: VerifiedPack, private_key: Path, out: Path
     def work(folder: Path) -> None:
         pictures = read_pictures(cases, files.data, base.manifest, recipe, folder)
         refuse_one_class(files.labels, pictures.cases, recipe)
+        refuse_twins(files.labels, pictures)
         _train(recipe, base, pictures, folder, progress, data=files.data)
         (folder / "images.npy").unlink()
 
@@ -90,7 +91,7 @@ def _train(
     audits = audited(recipe, pictures, scores, data)
     made = folder / "made"
     made.mkdir(exist_ok=True)
-    write_graphs(head, manifest, names, made)
+    write_graphs(head, plain[best], made)
     task = TaskManifest(
         name=recipe.task.name,
         title=recipe.task.title,

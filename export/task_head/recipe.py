@@ -1,5 +1,6 @@
 """What a new task is: a short TOML file, read as strictly as a pack's recipe."""
 
+import math
 import re
 import tomllib
 from dataclasses import dataclass
@@ -7,15 +8,35 @@ from pathlib import Path
 
 from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import Code, EligibilityRules, TaskKind, UnknownAge, Validation
-from export.recipe import NAME
+from export.recipe_tables import NAME, refuse_difference, section_from_table
 from export.sources import Source, refuse_claim
-from export.typed_table import refuse_difference, section_from_table
 
 LINEAR, MLP, MIL, SEGMENTATION = "linear", "mlp", "mil", "segmentation"
 HEADS = (LINEAR, MLP, MIL, SEGMENTATION)
 AUDITED = (LINEAR, MLP)
 """Heads whose scores are held against a trivial classifier: they judge single images."""
 ANY_AGE = -1.0
+_BOUNDS = {
+    "training": {
+        "variants": (1, math.inf),
+        "steps": (1, math.inf),
+        "batch": (1, math.inf),
+        "rate": (1e-9, 1.0),
+        "weight_decay": (0.0, 1.0),
+        "hidden": (1, math.inf),
+        "tune_percent": (1, 99),
+        "unreadable_percent_max": (0.0, 100.0),
+        "mask_side": (1, math.inf),
+    },
+    "gate": {
+        "sensitivity": (0.01, 1.0),
+        "auc_low_min": (0.0, 1.0),
+        "dice_min": (0.0, 1.0),
+        "beyond_trivial_min": (-1.0, 1.0),
+        "beyond_trivial_share_min": (0.0, 1.0),
+    },
+}
+"""From and to, by section and key; what is not a number is in none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +87,7 @@ class TrainingSection:
 
     Attributes:
         variants: Pictures made of each training image: the plain one, then augmented ones.
+        batch: Cases of a step; even, but for a segmentation, because both classes are drawn equally often.
         hidden: Width of the hidden layer of `mlp` and `mil`.
         tune_percent: Share of the training patients that choose the threshold, and nothing else.
         unreadable_percent_max: More unreadable images than this end the training.
@@ -152,7 +174,7 @@ def task_recipe_from_toml(path: Path) -> TaskRecipe:
 
     Raises:
         SettingsError: No such file, no TOML, a key that is unknown, missing or has a value that it can't have, or a
-            claim that the data's licence, or the head, does not allow.
+            claim that the data's licence, the head or the gate does not allow.
     """
     try:
         document = tomllib.loads(path.read_text())
@@ -178,5 +200,28 @@ def task_recipe_from_toml(path: Path) -> TaskRecipe:
             f"A {MIL} head can't claim to be validated: there is no shortcut audit of volumes.",
             f"Set task.claim to {Validation.RESEARCH_ONLY.value}, or label single images.",
         )
+    _check_numbers(recipe)
     refuse_claim(Validation(recipe.task.claim), [recipe.credited], "task")
     return recipe
+
+
+def _check_numbers(recipe: TaskRecipe) -> None:
+    """Refuse numbers that no training and no gate can mean."""
+    for section, keys in _BOUNDS.items():
+        for key, (low, high) in keys.items():
+            value = getattr(getattr(recipe, section), key)
+            if not low <= value <= high:
+                bounds = f"At least {low:g}." if high == math.inf else f"From {low:g} to {high:g}."
+                raise SettingsError(f"{section}.{key} of the task's recipe is {value}.", bounds)
+    if recipe.task.head != SEGMENTATION and recipe.training.batch % 2:
+        raise SettingsError(
+            f"training.batch of the task's recipe is {recipe.training.batch}.",
+            "An even number: both classes are drawn equally often.",
+        )
+    key, chance = ("dice_min", 0.0) if recipe.task.head == SEGMENTATION else ("auc_low_min", 0.5)
+    if recipe.task.claim == Validation.VALIDATED.value and getattr(recipe.gate, key) <= chance:
+        raise SettingsError(
+            f"gate.{key} of the task's recipe is {getattr(recipe.gate, key):g}, which chance reaches, but the task "
+            "claims to be validated.",
+            f"Ask for more, or set task.claim to {Validation.RESEARCH_ONLY.value}.",
+        )

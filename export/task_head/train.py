@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from appliance.domain.errors import InputError
 from appliance.domain.manifest import OperatingPoint
 from export.learning import mask_loss, schedule
 from export.metrics import Interval, auc, bootstrap, dice, sensitivity_and_specificity, threshold_for_sensitivity
@@ -27,8 +28,8 @@ class Measured:
     """What a task showed at one precision on the validation patients.
 
     Attributes:
-        figure: `auc` or `dice`, with its value and 95 % interval (percentiles of a bootstrap by patient), of the graph
-            that the appliance serves.
+        figure: `auc` or `dice`, with its value and 95 % interval (percentiles of a bootstrap by patient), of the head
+            in torch: `write_graphs` holds the graph that the appliance serves against it.
         cases, patients: How many were measured.
         volumes: For a `mil` head the AUC of whole volumes, which the appliance does not serve, and how many there were.
     """
@@ -53,6 +54,9 @@ def trained_head(
         pictures: Cases, labels and masks.
         views: The base's outputs for every picture, one mapping for each view.
         progress: Told.
+
+    Raises:
+        InputError: A loss is not finite.
     """
     section = recipe.training
     torch.manual_seed(section.seed)
@@ -79,6 +83,8 @@ def trained_head(
             else:
                 chosen = [int(rng.choice(classes[number % 2])) for number in range(section.batch)]
                 loss = _label_loss(head, pictures, view, chosen)
+            if not torch.isfinite(loss):
+                raise InputError(f"The loss of step {step} is not finite.", "Lower training.rate in the task's recipe.")
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimiser.step()

@@ -15,6 +15,7 @@ from export.teachers.contract import Preparation, Seen, Teacher, grid_of_tokens,
 from export.teachers.vit import Vit, VitShape
 
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+_PILLOW_BILINEAR = 2
 _RULES = (
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
@@ -67,10 +68,14 @@ class RadDino(Teacher):
 
 
 def preparation_of(checkpoint: Checkpoint, side: int) -> Preparation:
-    """Mean and deviation out of transformers' `preprocessor_config.json`."""
+    """Mean, deviation and interpolation out of transformers' `preprocessor_config.json`.
+
+    The whole picture is brought to the model's side: what a processor would cut off its edges is lung here.
+    """
     values = checkpoint.values(PREPROCESSOR)
     mean, deviation = ([float(value) for value in values[name]] for name in ("image_mean", "image_std"))
-    return Preparation(side, (mean[0], mean[1], mean[2]), (deviation[0], deviation[1], deviation[2]))
+    mode = "bilinear" if values.get("resample") == _PILLOW_BILINEAR else "bicubic"
+    return Preparation(side, (mean[0], mean[1], mean[2]), (deviation[0], deviation[1], deviation[2]), mode)
 
 
 def vit_state_from_dinov2(published: dict[str, Tensor]) -> dict[str, Tensor]:

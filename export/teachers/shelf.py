@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from appliance.domain.errors import SettingsError
-from export.recipe import FoundationTeacher
+from export.recipe_foundation import FoundationTeacher
 from export.teachers.biomedclip import BiomedClip
 from export.teachers.checkpoints import Checkpoint
 from export.teachers.contract import Teacher

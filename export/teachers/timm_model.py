@@ -16,6 +16,8 @@ _MAP = 4
 class TimmModel(Teacher):
     """A timm model: dense is the last map or the patch tokens, pooled what its classifier reads, logits if it has one.
 
+    It sees the whole picture: timm's crop of the middle would cut lung off.
+
     Args:
         checkpoint: A folder with `model.safetensors`, as timm publishes it.
         model: timm's name, for instance `vit_base_patch16_224`.
@@ -37,7 +39,8 @@ class TimmModel(Teacher):
         self.net: Any = plain if bias is None else timm.create_model(model, pretrained=False, num_classes=len(bias))
         checkpoint.fill(self.net, state, WEIGHTS)
         config = library("timm.data").resolve_model_data_config(self.net)
-        self.preparation = Preparation(config["input_size"][1], config["mean"], config["std"])
+        mode = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
+        self.preparation = Preparation(config["input_size"][1], config["mean"], config["std"], mode)
 
     def see(self, images: Tensor) -> Seen:
         """Features of pictures, uint8 [N, 1, rows, columns]."""

@@ -20,7 +20,7 @@ from export.artefacts import DONE, WORKED, read_json
 from export.feature_cache import Caching, FeatureStore, cache_features
 from export.progress import Shown
 from export.ranks import Ranks, share_of
-from export.recipe import AgglomerationSection
+from export.recipe_foundation import AgglomerationSection
 from export.student import ARCHITECTURES, Architecture, Encoder
 from export.teachers.contract import Seen, Teacher
 from tests.export.cache_child import PICTURES, numbered_views

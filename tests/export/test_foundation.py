@@ -19,7 +19,7 @@ from export.foundation import started
 from export.line import Line
 from export.progress import Silent
 from export.recipe import recipe_from_toml
-from export.student import ARCHITECTURES
+from export.student import ARCHITECTURES, MultiTaskNet
 from export.teachers.published import PUBLICATIONS
 from export.teachers.shelf import teacher_from_recipe
 from tests.export.foundations import three_teachers, write_checkpoints
@@ -39,6 +39,26 @@ def recipe(tiny_recipe: Path, checkpoints: Path, tmp_path_factory: pytest.TempPa
     return path
 
 
+def with_own_classifier(checkpoints: Path) -> str:
+    """The table of a classifier that answers and whose features nobody learns, with its file among the checkpoints."""
+    folder = checkpoints / "own"
+    folder.mkdir()
+    torch.manual_seed(0)
+    save_file(MultiTaskNet(ARCHITECTURES["narrow"]).state_dict(), folder / "teacher.safetensors")
+    return f"""
+[[foundation]]
+name = "own"
+kind = "classifier"
+licence = "random weights of a test"
+research_only = false
+weight = 0.0
+checkpoint = "own"
+model = "narrow"
+answers = {{ adult-triage = 0 }}
+digests = {{ "teacher.safetensors" = "{file_sha256(folder / "teacher.safetensors")}" }}
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_three_teachers_become_a_signed_pack_that_says_it_is_untrained(
@@ -46,9 +66,12 @@ def test_three_teachers_become_a_signed_pack_that_says_it_is_untrained(
 ) -> None:
     """From three checkpoints to a pack in one command, in under three minutes with the making of the checkpoints.
 
-    The appliance refuses it unless unvalidated ones are allowed.
+    The appliance refuses it unless unvalidated ones are allowed. A classifier of the site's own gives soft labels
+    beside them.
     """
-    arguments = ["run", str(recipe), "--data", str(tiny_data), "--out", str(tmp_path)]
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe.read_text() + with_own_classifier(checkpoints))
+    arguments = ["run", str(path), "--data", str(tiny_data), "--out", str(tmp_path)]
     result = CliRunner().invoke(app, [*arguments, "--checkpoints", str(checkpoints)])
     assert result.exit_code == 0, result.output
     steps = tmp_path / "tiny.steps"
@@ -59,7 +82,14 @@ def test_three_teachers_become_a_signed_pack_that_says_it_is_untrained(
     key = tmp_path / "keys" / PUBLIC_KEY
     assert open_pack(tmp_path / "tiny", [key], allow_unvalidated=True).manifest.validation is Validation.UNTRAINED
     for name in ("MODEL_CARD.md", "NOTICE", "sbom.cdx.json"):
-        assert "microsoft/rad-dino" in (tmp_path / "tiny" / name).read_text()
+        text = (tmp_path / "tiny" / name).read_text()
+        assert "microsoft/rad-dino" in text
+        assert "Soft labels of adult-triage" in text
+    assert (
+        "Soft labels beside those of the two teachers: own of adult-triage."
+        in (tmp_path / "tiny" / "MODEL_CARD.md").read_text()
+    )
+    assert not (steps / "foundation.own").exists()
     with pytest.raises(UnvalidatedPackError, match="untrained"):
         open_pack(tmp_path / "tiny", [key], allow_unvalidated=False)
 
@@ -121,6 +151,7 @@ def test_a_student_starts_from_timms_weights(tiny_recipe: Path, checkpoints: Pat
     state = {"unknown.weight": torch.zeros(1)}
     save_file(state, tmp_path / "weights.safetensors")
     initial = f'initial = "weights.safetensors"\ninitial_sha256 = "{file_sha256(tmp_path / "weights.safetensors")}"\n'
+    initial += 'initial_licence = "Apache-2.0"\ninitial_origin = "a test"\ninitial_research_only = false\n'
     path = tmp_path / "recipe.toml"
     path.write_text(text.replace("checkpoint_steps = 2\n", f"checkpoint_steps = 2\n{initial}"))
     recipe = recipe_from_toml(path)

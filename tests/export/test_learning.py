@@ -13,8 +13,8 @@ from appliance.domain.errors import SettingsError, StorageFullError
 from export.images import image_set, prepare
 from export.learning import Batch, Training, supervised_loss, train
 from export.recipe import Recipe, TeacherSection, recipe_from_toml
+from export.recipe_tables import section_from_table
 from export.student import ARCHITECTURES, MultiTaskNet
-from export.typed_table import section_from_table
 
 SECTION = {
     "architecture": "narrow", "steps": 3, "batch": 2, "backbone_rate": 1e-3, "head_rate": 1e-3, "weight_decay": 0.02,

@@ -117,11 +117,50 @@ def test_a_free_teacher_allows_a_validated_pack(tiny_recipe: Path, tmp_path: Pat
     assert recipe.foundation[0].kind == "medsam"
 
 
+INITIAL = """initial = "w/timm.safetensors"
+initial_sha256 = "00"
+initial_licence = "CC BY-NC 4.0"
+initial_origin = "Hugging Face, timm"
+initial_research_only = true
+"""
+
+
+def with_initial(recipe: str, folder: Path, initial: str = INITIAL, claim: str = "research-only") -> Path:
+    """A recipe with one foundation teacher and weights that its student starts from."""
+    path = with_teacher(recipe, folder, claim=claim)
+    path.write_text(path.read_text().replace("checkpoint_steps = 2\n", f"checkpoint_steps = 2\n{initial}"))
+    return path
+
+
+def test_weights_to_start_from_say_whose_they_are(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Digest, licence, publisher and whether they are for research only: each is asked for by its name."""
+    given = tiny_recipe.read_text()
+    section = recipe_from_toml(with_initial(given, tmp_path)).agglomeration
+    assert section is not None
+    assert (section.initial_licence, section.initial_research_only) == ("CC BY-NC 4.0", True)
+    for line in INITIAL.splitlines(keepends=True)[1:]:
+        key = line.split(" = ")[0]
+        with pytest.raises(SettingsError, match=f"with initial weights lacks the key '{key}'"):
+            recipe_from_toml(with_initial(given, tmp_path, INITIAL.replace(line, "")))
+        if key in {"initial_licence", "initial_origin"}:
+            with pytest.raises(SettingsError, match=rf"agglomeration\.{key} of the recipe is empty"):
+                recipe_from_toml(with_initial(given, tmp_path, INITIAL.replace(line, f'{key} = " "\n')))
+
+
+def test_research_only_weights_to_start_from_forbid_a_validated_pack(tiny_recipe: Path, tmp_path: Path) -> None:
+    """A student that begins with non-commercial weights is no free one, however it is trained then."""
+    given, free = tiny_recipe.read_text(), INITIAL.replace("only = true", "only = false")
+    with pytest.raises(SettingsError, match=r"w/timm\.safetensors are for research only \(CC BY-NC 4\.0\)"):
+        recipe_from_toml(with_initial(given, tmp_path, claim="validated"))
+    assert recipe_from_toml(with_initial(given, tmp_path, free, "validated")).pack.claim == "validated"
+
+
 def test_teachers_that_do_not_fit_together_are_refused(tiny_recipe: Path, tmp_path: Path) -> None:
     """Teachers come with the section on how to learn from them, by different names, at least one with a weight."""
     path, given = tmp_path / "recipe.toml", tiny_recipe.read_text()
     plain = given.replace("starts_from_second_teacher = true", "starts_from_second_teacher = false")
     one = TEACHER.format(kind="timm", research="false", weight=1.0)
+    unheard = plain.replace("soft_label_weight = 1.0", "soft_label_weight = 0.0")
     for text, said in (
         (given + AGGLOMERATION + one, "from the second teacher and from foundation teachers"),
         (plain + one, "only one of"),
@@ -134,6 +173,13 @@ def test_teachers_that_do_not_fit_together_are_refused(tiny_recipe: Path, tmp_pa
         (plain + AGGLOMERATION + one.replace('name = "one"\n', ""), "name"),
         (plain + AGGLOMERATION + one + "members = [1]\n", "must hold texts"),
         (plain + AGGLOMERATION + one + '[foundation.digests]\n"a" = 1\n', "must hold texts"),
+        (plain + AGGLOMERATION + one + 'members = { a = "b" }\n', "must hold texts, in a list"),
+        (plain + AGGLOMERATION + one + 'digests = ["a"]\n', "must hold texts, in a table"),
+        (plain + AGGLOMERATION + one + "answers = { adult-triage = true }\n", "must hold whole numbers"),
+        (plain + AGGLOMERATION + one + "answers = { adult-triage = -1 }\n", "count from 0"),
+        (plain + AGGLOMERATION + one + "answers = { lungs = 0 }\n", "is to answer 'lungs'"),
+        (plain + AGGLOMERATION + one.replace("timm", "medsam") + "answers = { adult-triage = 0 }\n", "has no classes"),
+        (unheard + AGGLOMERATION + one + "answers = { adult-triage = 0 }\n", "student learns nothing"),
         ("foundation = 1\n" + plain, "no list of tables"),
     ):
         path.write_text(text)

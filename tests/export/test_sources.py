@@ -11,6 +11,7 @@ from export.card import model_card
 from export.recipe import DataSource, recipe_from_toml
 from export.sbom import bill_of_materials
 from export.sources import SOURCES, Source, notice, recipe_sources, refuse_claim
+from tests.export.test_recipe import with_initial
 
 RESEARCH = Source("Some teacher", "CC BY-NC 4.0", "Somebody", "Teacher.", research_only=True)
 
@@ -55,3 +56,20 @@ def test_a_data_set_of_ones_own_is_credited_everywhere(tiny_recipe: Path) -> Non
     assert "- Triage on Our hospital, 2015 to 2020: its radiographs carry no label here." in card
     with pytest.raises(SettingsError, match="Our hospital, 2015 to 2020 is for research only"):
         refuse_claim(Validation.VALIDATED, sources)
+
+
+def test_weights_that_a_student_starts_from_are_a_source(tiny_recipe: Path, tmp_path: Path) -> None:
+    """They stand in NOTICE, card and bill of materials, with licence and digest, and limit the pack's claim."""
+    recipe = recipe_from_toml(with_initial(tiny_recipe.read_text(), tmp_path))
+    sources = (*SOURCES, *recipe_sources(recipe))
+    assert [each.name for each in sources[len(SOURCES) :]] == ["one (timm)", "timm.safetensors (narrow)"]
+    assert sources[-1].use.endswith("SHA-256 00")
+    with pytest.raises(SettingsError, match=r"timm\.safetensors \(narrow\) is for research only"):
+        refuse_claim(Validation.VALIDATED, sources)
+    report = {"summary": "", "tables": [], "rules": [], "verdict": "pass"}
+    for text in (notice(sources), model_card(recipe, report, "research-only")):
+        assert "Hugging Face, timm" in text
+        assert "CC BY-NC 4.0" in text
+    (part,) = (each for each in bill_of_materials(recipe, sources)["components"] if each["name"] == sources[-1].name)
+    assert part["type"] == "machine-learning-model"
+    assert part["licenses"] == [{"license": {"name": "CC BY-NC 4.0"}}]

@@ -79,9 +79,21 @@ def rad_dino(folder: Path, seed: int = 1) -> Path:
         "torch_dtype": "float32",
     }
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({"image_processor_type": "BitImageProcessor", "image_mean": [0.5307] * 3, "image_std": [0.2583] * 3})
-    )
+    processor = {
+        "crop_size": {"height": DINO_SIDE, "width": DINO_SIDE},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5307] * 3,
+        "image_processor_type": "BitImageProcessor",
+        "image_std": [0.2583] * 3,
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": DINO_SIDE},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
 
 

@@ -81,6 +81,20 @@ def test_a_volume_must_agree_with_itself(site: Site) -> None:
         cases(site, [site.rows[0] | {"label": "1"}, *site.rows[1:]], head='"mil"')
 
 
+def test_a_volume_is_labelled_whole(site: Site) -> None:
+    """A volume of which some images have a label and some none is refused, not cut down to those that have one."""
+    with pytest.raises(InputError, match="two values of label: '0' and ''"):
+        cases(site, [site.rows[0], site.rows[1] | {"label": ""}, *site.rows[2:]], head='"mil"')
+    unknown = [row | {"label": "" if row["volume"] == "v0" else row["label"]} for row in site.rows]
+    assert len(cases(site, unknown, head='"mil"')) == 15
+
+
+def test_an_image_is_listed_once(site: Site) -> None:
+    """The same file in two rows, also by another spelling, has two labels or two patients: both lines are named."""
+    with pytest.raises(InputError, match=r"line 50: './0.png' is in line 2 already"):
+        cases(site, [*site.rows, site.rows[-1] | {"file": "./0.png"}])
+
+
 def test_a_file_that_is_no_csv_is_refused(site: Site, tmp_path: Path) -> None:
     """Neither a missing file nor one of another encoding is a traceback."""
     recipe = task_recipe_from_toml(site.recipe())
@@ -102,6 +116,14 @@ def test_a_file_that_is_no_csv_is_refused(site: Site, tmp_path: Path) -> None:
         ({"research_only": "true", "claim": '"validated"'}, "Striped pictures is for research only"),
         ({"head": '"mil"', "claim": '"validated"'}, "no shortcut audit of volumes"),
         ({"steps": '"many"'}, "training.steps"),
+        ({"steps": "0"}, r"training\.steps .* is 0.*At least 1"),
+        ({"rate": "nan"}, "training.rate"),
+        ({"tune_percent": "0"}, "training.tune_percent"),
+        ({"batch": "1"}, "both classes are drawn equally often"),
+        ({"sensitivity": "1.1"}, r"gate\.sensitivity .* is 1.1.*From 0.01 to 1"),
+        ({"auc_low_min": "nan"}, "gate.auc_low_min"),
+        ({"auc_low_min": "0.5", "claim": '"validated"'}, "gate.auc_low_min .* which chance reaches"),
+        ({"head": '"segmentation"', "dice_min": "0.0", "claim": '"validated"'}, "gate.dice_min .* chance reaches"),
         ({"release": "1\nsurprise = 2"}, "surprise"),
     ],
 )

@@ -177,6 +177,14 @@ def test_unreadable_images_are_listed_and_bounded(site: Site, repository: Path, 
     assert [each["file"] for each in listed] == [f"{number}.png" for number in range(4)]
 
 
+def test_a_picture_in_two_splits_starts_no_training(site: Site, repository: Path, tmp_path: Path) -> None:
+    """A copy of a training picture among the validation patients ends the run, whoever it is said to be of."""
+    (site.folder / "47.png").write_bytes((site.folder / "0.png").read_bytes())
+    result = run(site, repository, tmp_path / "out", site.recipe())
+    assert result.exit_code == 2
+    assert "1 pictures are in more than one split" in " ".join(result.output.split())
+
+
 def test_an_unreadable_mask_is_listed_by_its_own_name(site: Site, base: VerifiedPack, tmp_path: Path) -> None:
     """Its image is left out with it, and is not the file to repair."""
     (site.folder / "3.mask.png").write_bytes(b"no picture")

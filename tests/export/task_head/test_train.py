@@ -1,14 +1,16 @@
-"""What is measured of a head is measured of the graph that serves."""
+"""A head is measured as it will be served."""
 
 import numpy as np
 import pytest
 import torch
 
+from appliance.domain.errors import InputError
+from export.progress import Silent
 from export.task_head.features import EMBEDDING, Pictures
 from export.task_head.heads import VolumeHead
 from export.task_head.labels import Case
 from export.task_head.recipe import task_recipe_from_toml
-from export.task_head.train import measured
+from export.task_head.train import measured, trained_head
 from tests.export.task_head.conftest import Site
 
 
@@ -20,6 +22,16 @@ def finder() -> VolumeHead:
     for name, parameter in head.named_parameters():
         torch.nn.init.constant_(parameter, values[name])
     return head.eval()
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(site: Site) -> None:
+    """A base whose features overflow half precision, or a rate that is too high, is said at the first such step."""
+    recipe = task_recipe_from_toml(site.recipe())
+    cases = tuple(Case(("a",), f"p{number}", "train", number % 2, "") for number in range(4))
+    pictures = Pictures(cases, ((0,), (1,), (2,), (3,)), np.zeros((4, 1, 1), np.uint8), np.zeros((0, 1, 1), np.uint8))
+    embedding = np.array([[0.0], [np.inf], [1.0], [2.0]], np.float16)
+    with pytest.raises(InputError, match="loss of step 0 is not finite"):
+        trained_head(recipe, pictures, [{EMBEDDING: embedding}], Silent())
 
 
 def test_a_volume_head_is_judged_by_the_images_that_it_will_be_asked_about(site: Site) -> None:

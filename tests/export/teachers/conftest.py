@@ -38,7 +38,11 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def given(references: Path) -> dict[str, Tensor]:
-    """What the references were given."""
+    """What the references were given.
+
+    `*_pixels` are our own, for what a net makes of the same pixels. From `calm` (noise whose peaks no filter cuts off)
+    and `waves` (64 x 64, smooth) the libraries make their own.
+    """
     return load_file(references / "given.safetensors")
 
 
@@ -80,6 +84,7 @@ def _make(folder: Path) -> None:
     (folder / "sizes.json").write_text(json.dumps({"sam": sam}))
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 1, 256, 256), dtype=torch.uint8, generator=generator)
+    waves = torch.nn.functional.interpolate(torch.rand(2, 1, 6, 6, generator=generator), (64, 64), mode="bicubic")
     mean, deviation = checkpoints.CLIP_MEAN, checkpoints.CLIP_DEVIATION
     clip = Preparation(checkpoints.CLIP_SIDE, (mean[0], mean[1], mean[2]), (deviation[0], deviation[1], deviation[2]))
     dino = Preparation(checkpoints.DINO_SIDE, (0.5307,) * 3, (0.2583,) * 3)
@@ -89,6 +94,8 @@ def _make(folder: Path) -> None:
     imagenet = (torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))
     given = {
         "images": images,
+        "calm": images // 2 + 64,
+        "waves": (waves * 120 + 60).round().to(torch.uint8),
         "boxes": torch.tensor([[0.1, 0.2, 0.7, 0.9], [0.3, 0.0, 0.5, 0.4]]),
         "rad_dino_pixels": prepared(images, dino),
         "medsam_pixels": (sam_pixels - low) / (high - low),

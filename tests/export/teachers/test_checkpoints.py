@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 
 from appliance.domain.errors import InputError, SettingsError
 from export.artefacts import file_sha256
-from export.recipe import FoundationTeacher
+from export.recipe_foundation import FoundationTeacher
 from export.student import ARCHITECTURES, MultiTaskNet
 from export.teachers.checkpoints import Checkpoint
 from export.teachers.ensemble import Ensemble
 from export.teachers.libraries import library
+from export.teachers.rad_dino import preparation_of
 from export.teachers.shelf import teacher_from_recipe
 from export.teachers.timm_model import map_of
 from tests.export.foundations import write_checkpoints
@@ -165,6 +166,15 @@ def test_a_library_that_can_not_be_loaded_is_a_sentence() -> None:
     """Where timm or transformers can't be imported, the reason is repeated and the manual named."""
     with pytest.raises(InputError, match="no_such_library can't be loaded"):
         library("no_such_library")
+
+
+@pytest.mark.parametrize(("resample", "mode"), [(2, "bilinear"), (3, "bicubic"), (None, "bicubic")])
+def test_pictures_are_resized_as_the_preprocessor_says(folder: Path, resample: int | None, mode: str) -> None:
+    """Pillow's number for the filter becomes torch's name; bicubic, RAD-DINO's, where none is given."""
+    path = folder / "rad-dino" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"resample": resample}))
+    checkpoint = Checkpoint("x", "rad-dino", path.parent, {path.name: file_sha256(path)})
+    assert preparation_of(checkpoint, 56).mode == mode
 
 
 def test_a_sites_own_classifier_teaches_with_logits_and_masks(folder: Path) -> None:
