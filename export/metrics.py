@@ -11,6 +11,8 @@ from scipy.stats import rankdata
 Floats = NDArray[np.float64]
 RESAMPLES = 1000
 CALIBRATION_BINS = 10
+FEWEST_PATIENTS = 2
+"""Of fewer no bootstrap sample differs."""
 NORMAL_95 = 1.959964
 RATES_BY_PATIENT = (
     f"rates by {RESAMPLES:,} bootstrap samples of patients, and by Wilson over the number of patients where every "
@@ -49,7 +51,12 @@ def auc(scores: Floats, labels: Floats) -> float:
 def bootstrap(
     statistic: Callable[[Floats, Floats], float], scores: Floats, labels: Floats, patients: Sequence[str], seed: int
 ) -> Interval:
-    """A statistic of scores and labels [n] with its 95 % interval, resampling patients, not images."""
+    """A statistic of scores and labels [n] with its 95 % interval, resampling patients, not images.
+
+    Of one patient there is only one sample, which says nothing about others: the interval is NaN, and passes no gate.
+    """
+    if len(set(patients)) < FEWEST_PATIENTS:
+        return Interval(statistic(scores, labels), float("nan"), float("nan"))
     values = [statistic(scores[chosen], labels[chosen]) for chosen in resampled(patients, seed)]
     low, high = np.nanpercentile(values, (2.5, 97.5))
     return Interval(statistic(scores, labels), float(low), float(high))
@@ -125,13 +132,17 @@ def expected_calibration_error(scores: Floats, labels: Floats) -> float:
 
 
 def threshold_for_sensitivity(scores: Floats, labels: Floats, sensitivity: float) -> float:
-    """The highest threshold that finds this share of the positives, half-way to the next lower score."""
+    """The highest threshold that finds this share of the positives, half-way to the next lower score.
+
+    It has four digits where such a one calls the same images.
+    """
     positives = np.sort(scores[labels > 0])[::-1]
     needed = int(np.ceil(sensitivity * len(positives)))
     edge = positives[needed - 1]
     below = scores[scores < edge]
     lower = float(below.max()) if len(below) else 0.0
-    return round(float((edge + lower) / 2), 4)
+    middle = (float(edge) + lower) / 2
+    return next((value for value in (round(middle, 4), middle) if lower < value <= edge), float(edge))
 
 
 def dice(mask: NDArray[np.bool_], target: NDArray[np.bool_]) -> float:
