@@ -18,9 +18,10 @@ from export.folds_training import LEFT_OUT, STAGES, Folds, Net, folds_of, nets_o
 from export.metrics import Floats
 from export.operating import Labelled, labelled
 from export.predictions import Predictions, predict, teacher_says
-from export.recipe import Recipe, as_json, check_trained, section_from_table
+from export.recipe import Recipe, as_json, check_trained
 from export.shortcuts import feature_rows, trivial_scores
 from export.tasks import ADULT
+from export.toml_table import section_from_table
 
 AS_IT_IS, TRIVIAL, TEACHERS = "recipe", "trivial classifier", "teachers"
 

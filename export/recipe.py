@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import InputSpec, Validation
 from export.teachers.published import PUBLICATIONS
+from export.toml_table import refuse_difference, section_from_table
 
 NAME = r"[a-z0-9][a-z0-9-]{0,63}"
 """A name that is also a folder's, as in manifests."""
@@ -18,7 +19,8 @@ VALIDATED = Validation.VALIDATED.value
 _OPTIONAL = ("foundation", "agglomeration")
 _SHARES = ("blanked", "occluded")
 """Of the student's section, left out where they are 0."""
-_TEXTS = (tuple[str, ...], Mapping[str, str])
+PIECES = 8
+"""Rows and columns of the pieces into which `attribution` and `distil` cut a picture, and its mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +276,7 @@ def recipe_and_bytes(path: Path) -> tuple[Recipe, bytes]:
     )
     check_foundation(recipe)
     check_trained(recipe)
+    check_mask_side(recipe)
     if recipe.quantise.aware_steps < 0:
         given = recipe.quantise.aware_steps
         raise SettingsError(f"quantise.aware_steps of the recipe is {given}.", "At least 0, which leaves it out.")
@@ -309,6 +312,17 @@ def check_trained(recipe: Recipe) -> None:
         share = getattr(recipe.student, name)
         if not 0.0 <= share <= 1.0:
             raise SettingsError(f"student.{name} of the recipe is {share}.", "A share, from 0 to 1.")
+
+
+def check_mask_side(recipe: Recipe) -> None:
+    """Refuse masks that can't be cut into pieces, which else is found out at the end of the line.
+
+    Raises:
+        SettingsError: The side is no positive multiple of `PIECES`.
+    """
+    given = recipe.data.mask_side
+    if given < PIECES or given % PIECES:
+        raise SettingsError(f"data.mask_side of the recipe is {given}.", f"It must be a multiple of {PIECES}.")
 
 
 def check_foundation(recipe: Recipe) -> None:
@@ -361,47 +375,3 @@ def _agglomeration(table: object) -> AgglomerationSection | None:
         if getattr(section, name) < 1:
             raise SettingsError(f"agglomeration.{name} of the recipe is {getattr(section, name)}.", "At least 1.")
     return section
-
-
-def section_from_table(name: str, kind: Any, values: object) -> Any:
-    """One table as its dataclass; keys with a default may be left out.
-
-    Raises:
-        SettingsError: No table, or a key that is unknown, missing or of another type; it is named.
-    """
-    if not isinstance(values, dict):
-        raise SettingsError(f"[{name}] of the recipe is not a table.", "Write it as a TOML table.")
-    fields = {each.name: each.type for each in dataclasses.fields(kind)}
-    optional = {each.name for each in dataclasses.fields(kind) if _has_default(each)}
-    refuse_difference(f"[{name}]", set(values), set(fields), optional)
-    return kind(**{key: _value(f"{name}.{key}", fields[key], value) for key, value in values.items()})
-
-
-def _has_default(each: dataclasses.Field[Any]) -> bool:
-    return each.default is not dataclasses.MISSING or each.default_factory is not dataclasses.MISSING
-
-
-def _value(name: str, kind: Any, value: object) -> object:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind in _TEXTS:
-        return _texts(name, value)
-    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-        raise SettingsError(f"{name} of the recipe is {value!r}.", f"It must be of type {kind.__name__}.")
-    return value
-
-
-def _texts(name: str, value: object) -> object:
-    """A list of texts as a tuple, or a table of texts as it is."""
-    texts = list(value.values()) if isinstance(value, dict) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise SettingsError(f"{name} of the recipe is {value!r}.", "It must hold texts.")
-    return value if isinstance(value, dict) else tuple(texts)
-
-
-def refuse_difference(where: str, given: set[str], known: set[str], optional: Collection[str] = ()) -> None:
-    """Refuse keys that are not known, and known ones that are neither given nor optional; the first is named."""
-    for key in sorted(given - known):
-        raise SettingsError(f"Unknown key {key!r} in {where}.", f"Known: {', '.join(sorted(known))}.")
-    for key in sorted(known - given - set(optional)):
-        raise SettingsError(f"{where} lacks the key {key!r}.", "Add it to the recipe.")

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from appliance.domain.errors import SettingsError
-from export.distil import OCCLUDED_MOST, PIECES, blanked_outside, distil, occluded
+from export.distil import OCCLUDED_MOST, blanked_outside, distil, occluded
 from export.ensemble import Ensemble
 from export.images import ImageSet
-from export.recipe import as_json, recipe_from_toml
+from export.recipe import PIECES, as_json, recipe_from_toml
 
 SIDE, CHILDREN = 512, 64
 
