@@ -80,11 +80,51 @@ def learn_from_foundations(
         recipe, section, views, folders, folders.checkpoints, processes, progress if processes.first else Silent()
     )
     features = [
-        course.step(features_of(teacher), FEATURES, course.asked_of(teacher, data), partial(course.ask, teacher))
-        for teacher in course.teachers
+        course.step(
+            features_of(teacher), FEATURES, asked_of(recipe, section, teacher, data), partial(course.ask, teacher)
+        )
+        for teacher in heard(recipe)
     ]
-    digest = course.step(AGGLOMERATE, AGGLOMERATE, course.learned_of(features), course.learn)
+    digest = course.step(AGGLOMERATE, AGGLOMERATE, learned_of(recipe, features), course.learn)
     return digest, folders.root / AGGLOMERATE / WEIGHTS
+
+
+def learned_already(recipe: Recipe, data: str, root: Path) -> str | None:
+    """The digest of the encoder that `learn_from_foundations` would find finished, or None; it does nothing itself."""
+    section = recipe.agglomeration
+    if section is None:
+        return None
+    features = []
+    for teacher in heard(recipe):
+        name = features_of(teacher)
+        asked = asked_of(recipe, section, teacher, data)
+        features.append(artefact_digest(root / name, digest_of_values(name, STEP_VERSIONS[FEATURES], asked)))
+    if None in features:
+        return None
+    learned = digest_of_values(AGGLOMERATE, STEP_VERSIONS[AGGLOMERATE], learned_of(recipe, features))
+    return artefact_digest(root / AGGLOMERATE, learned)
+
+
+def heard(recipe: Recipe) -> list[FoundationTeacher]:
+    """Those teachers that the student listens to; the others are only members of an ensemble."""
+    return [teacher for teacher in recipe.foundation if teacher.weight > 0]
+
+
+def asked_of(recipe: Recipe, section: AgglomerationSection, teacher: FoundationTeacher, data: str) -> str:
+    """Digest of all that decides what a teacher says; of an ensemble, its members too."""
+    asked = [
+        (each.name, each.kind, each.model, each.members, dict(each.digests))
+        for each in recipe.foundation
+        if each is teacher or each.name in teacher.members
+    ]
+    return digest_of_values(data, asked, section.views, section.grid, recipe.pack.seed)
+
+
+def learned_of(recipe: Recipe, features: Sequence[str | None]) -> str:
+    """Digest of all that decides what the student learns of what the teachers said."""
+    section = {key: value for key, value in as_json(recipe)["agglomeration"].items() if key != "cached_batch"}
+    weights = [[teacher.name, teacher.weight] for teacher in heard(recipe)]
+    return digest_of_values(features, section, weights, recipe.student.architecture, recipe.pack.seed)
 
 
 def features_of(teacher: FoundationTeacher) -> str:
@@ -103,26 +143,6 @@ class _Course:
     checkpoints: Path
     ranks: Ranks
     progress: Progress
-
-    @property
-    def teachers(self) -> list[FoundationTeacher]:
-        """Those that the student listens to; the others are only members of an ensemble."""
-        return [teacher for teacher in self.recipe.foundation if teacher.weight > 0]
-
-    def asked_of(self, teacher: FoundationTeacher, data: str) -> str:
-        """Digest of all that decides what a teacher says; of an ensemble, its members too."""
-        asked = [
-            (each.name, each.kind, each.model, each.members, dict(each.digests))
-            for each in self.recipe.foundation
-            if each is teacher or each.name in teacher.members
-        ]
-        return digest_of_values(data, asked, self.section.views, self.section.grid, self.recipe.pack.seed)
-
-    def learned_of(self, features: Sequence[str]) -> str:
-        """Digest of all that decides what the student learns."""
-        section = {key: value for key, value in as_json(self.recipe)["agglomeration"].items() if key != "cached_batch"}
-        weights = [[teacher.name, teacher.weight] for teacher in self.teachers]
-        return digest_of_values(features, section, weights, self.recipe.student.architecture, self.recipe.pack.seed)
 
     def ask(self, teacher: FoundationTeacher, out: Path) -> None:
         """Cache a teacher's features."""
@@ -144,7 +164,7 @@ class _Course:
     def learn(self, out: Path) -> None:
         """Fit the scales, then train the encoder."""
         targets = []
-        for teacher in self.teachers:
+        for teacher in heard(self.recipe):
             store = FeatureStore(self.folders.root / features_of(teacher))
             path = out / f"{teacher.name}.scaling.safetensors"
             if self.ranks.first and not path.is_file():

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from export.cli import app
 from export.data import DATASETS
 
 COLUMNS = ("file", "mask", "split", "dataset", "licence", "nc", "patient_id", "sex", "age", "view", "abnormal")
@@ -200,3 +203,19 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_rows() -> list[dict[str, str]]:
     """The rows of the tiny data, free to be spoilt."""
     return rows_of_tiny_data()
+
+
+@pytest.fixture(scope="session")
+def built(tiny_data: Path, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of one run of `insite-export run`."""
+    torch.manual_seed(0)
+    out = tmp_path_factory.mktemp("out")
+    result = CliRunner().invoke(app, ["run", str(tiny_recipe), "--data", str(tiny_data), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture
+def tiny(tiny_data: Path, tiny_recipe: Path) -> tuple[Path, Path]:
+    """Data and recipe."""
+    return tiny_data, tiny_recipe
