@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,14 @@ def write_labels(folder: Path, rows: list[dict[str, str]], columns: tuple[str, .
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def write_dicom_index(folder: Path, names: Sequence[str]) -> None:
+    """Write `index.csv` of CT slices that are free to be used, each a series of its own."""
+    with (folder / "index.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "nc", "pixels_decode", "modality", "body_part", "licence", "series_uid"])
+        writer.writerows([name, "0", "yes", "CT", "", "MIT", name] for name in names)
 
 
 @pytest.fixture(scope="session")

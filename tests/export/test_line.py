@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydicom.data import get_testdata_file
 from typer.testing import CliRunner
 
 from appliance.domain.errors import InputError
@@ -14,9 +15,11 @@ from export.bench_training import RESULT, Comparison, compare_training, last_res
 from export.cli import app
 from export.layout import ENGINE_RECORD
 from export.line import STEP_VERSIONS, Line
+from export.negatives import UNREAD
 from export.progress import Silent
 from export.recipe import recipe_from_toml
 from export.to_engine import library_versions
+from tests.export.conftest import write_dicom_index
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,37 @@ def test_a_comparison_needs_the_teachers_of_the_packs_recipe(
         refused = CliRunner().invoke(app, [*command, *more])
         assert refused.exit_code == 2
         assert said in " ".join(refused.stderr.split())
+
+
+class Heard(Silent):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.said.append(text)
+
+
+def test_negatives_are_gathered_anew_when_a_download_is_complete(
+    built: Path, tiny: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The index alone does not tell: what it lists and is not there is said, and read once it is there."""
+    (data, recipe), site, heard = tiny, tmp_path / "site", Heard()
+    shutil.copytree(built / "tiny.steps" / "data", tmp_path / "tiny.steps" / "data")
+    shutil.copytree(data, site / "data")
+    (site / "dicom").mkdir()
+    write_dicom_index(site / "dicom", ["slice.dcm"])
+    line = Line(recipe, site / "data", tmp_path, heard)
+    first = line._gathered(line.prepared())
+    negatives = tmp_path / "tiny.steps" / "negatives"
+    assert heard.said[-1].startswith("1 of 1 DICOM files can't be read")
+    assert read_json(negatives / UNREAD)["files"][0]["file"] == "slice.dcm"
+    shutil.copy(str(get_testdata_file("CT_small.dcm")), site / "dicom" / "slice.dcm")
+    assert line._gathered(line.prepared()) != first
+    assert "DICOM CT" in {each["kind"] for each in read_json(negatives / "negatives.json")}
+    assert "can't be read" not in heard.said[-1]
 
 
 def test_engines_are_built_anew_when_the_library_comes_or_goes(

@@ -1,6 +1,5 @@
 """Negatives of other modalities are all that can be read, and what can't be read is said."""
 
-import csv
 import shutil
 from pathlib import Path
 
@@ -10,18 +9,15 @@ from pydicom.data import get_testdata_file
 from export.artefacts import write_json
 from export.negatives import UNREAD, dicom_digest, dicom_negatives, unread_in_words
 from export.recipe import recipe_from_toml
+from tests.export.conftest import write_dicom_index
 
-COLUMNS = ("path", "nc", "pixels_decode", "modality", "body_part", "licence", "series_uid")
 NAMES = ("there.dcm", "damaged.dcm", "absent.dcm")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An index of three CT slices: one is there, one is damaged, one was not downloaded yet."""
-    with (tmp_path / "index.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(COLUMNS)
-        writer.writerows([name, "0", "yes", "CT", "", "MIT", name] for name in NAMES)
+    write_dicom_index(tmp_path, NAMES)
     shutil.copy(str(get_testdata_file("CT_small.dcm")), tmp_path / NAMES[0])
     (tmp_path / NAMES[1]).write_bytes(b"no picture")
     return tmp_path
