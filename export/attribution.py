@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 
 from export.metrics import Floats, Interval, resampled
 from export.predictions import MASK_THRESHOLD
+from export.recipe import PIECES
 from export.runner import Grey, Runner, batched
 from export.student import MultiTaskNet
 from export.tasks import ADULT, LUNGS
 
-PIECES = 8
-"""Rows and columns of pieces that are blanked one at a time."""
 CLEAREST = 1e-6
 EMBEDDING = "embedding"
 CONTROLS = 100

@@ -5,17 +5,17 @@ children's pictures blanked outside the lungs that the teachers outline, where t
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file
 
-from export.artefacts import digest_of_values, file_sha256, read_json, run_step, write_json
+from export.artefacts import DONE, digest_of_values, read_json, run_step, write_json
 from export.distil import WEIGHTS, distil
-from export.ensemble import Member
 from export.images import ImageSet, image_set
+from export.line import STEP_VERSIONS, teachers_of
 from export.metrics import auc, resampled
 from export.operating import Labelled, labelled
 from export.predictions import predict, teacher_says
@@ -38,7 +38,7 @@ class Comparison:
 
 
 def compare_training(
-    recipe: Recipe, data: Path, teachers: Sequence[Member], *, plan: Comparison, out: Path, say: Callable[[str], None]
+    recipe: Recipe, steps: Path, *, plan: Comparison, out: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Train both arms for each seed and compare their AUC on the validation adults; write `distillation.json`.
 
@@ -46,42 +46,45 @@ def compare_training(
 
     Args:
         recipe: Its student, but for the steps and the seed; it starts from published weights in both arms.
-        data: The artefact of the data step.
-        teachers: The trained teachers.
+        steps: The artefacts of `run`; `Line.taught` says whether pictures and teachers in it are this recipe's.
         plan: Steps and seeds.
         out: Folder for the trainings and the result.
         say: Told about progress.
     """
-    images = image_set(data)
+    images, teachers, made = image_set(steps / "data"), teachers_of(recipe, steps), made_of(recipe, steps)
     cases: dict[str, list[Labelled]] = {arm: [] for arm in ARMS}
     for seed in plan.seeds:
         for arm in ARMS:
             variant = _variant(recipe, arm, seed, plan.steps)
             name = f"{arm}-{seed}"
             say(name)
-            weights = [file_sha256(path) for _, path in teachers]
             run_step(
                 out,
                 name,
-                digest_of_values(VERSION, as_json(variant), weights, file_sha256(data / "samples.json")),
+                digest_of_values(VERSION, as_json(variant), made),
                 lambda folder, variant=variant: distil(variant, images, teachers, folder, say),  # type: ignore[misc]
             )
             cases[arm].append(_asked(recipe, images, out / name / WEIGHTS))
-    plain = {"steps": plan.steps, "seeds": list(plan.seeds), "recipe": _digest_of(recipe)}
+    plain = {"steps": plan.steps, "seeds": list(plan.seeds), "made_of": made}
     result = compared(cases, recipe.pack.seed) | plain
     write_json(out / RESULT, result)
     return result
 
 
-def last_result(out: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """What an earlier comparison of this very recipe found, or None."""
-    path = out / RESULT
+def made_of(recipe: Recipe, steps: Path) -> str:
+    """Digest of what a comparison hangs on: recipe, way of distilling, pictures and teachers; empty without those."""
+    records = [steps / step / DONE for step in ("data", "teachers", "second_teacher")]
+    if not all(path.is_file() for path in records):
+        return ""
+    files = [read_json(path)["files"] for path in records]
+    return digest_of_values(VERSION, as_json(recipe), STEP_VERSIONS["distil"], files)
+
+
+def last_result(out: Path, recipe: Recipe, steps: Path) -> dict[str, Any] | None:
+    """What an earlier comparison of this very recipe found with the pictures and teachers in `steps`, or None."""
+    path, made = out / RESULT, made_of(recipe, steps)
     found: dict[str, Any] = read_json(path) if path.is_file() else {}
-    return found if found.get("recipe") == _digest_of(recipe) else None
-
-
-def _digest_of(recipe: Recipe) -> str:
-    return digest_of_values(VERSION, as_json(recipe))
+    return found if made and found.get("made_of") == made else None
 
 
 def _variant(recipe: Recipe, arm: str, seed: int, steps: int) -> Recipe:

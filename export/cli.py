@@ -20,7 +20,7 @@ from export.bench_features import Question, bench_features
 from export.bench_training import Comparison, compare_training, last_result
 from export.folds_report import as_text as folds_as_text
 from export.folds_training import STAGES
-from export.line import Line, teachers_of
+from export.line import Line
 from export.progress import Shown, Silent
 from export.ranks import Ranks
 from export.recipe import recipe_from_toml
@@ -70,6 +70,9 @@ def bench_command(
         Path | None, typer.Option("--recipe", help="Recipe that names those teachers; the pack's when absent.")
     ] = None,
     checkpoints: Annotated[Path | None, typer.Option(help="Folder of their files.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the data sets, as for `run`; --distillation-steps needs it.")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure the pack's figures in one run: speeds as ratios, accuracies out of its gate report."""
@@ -77,13 +80,15 @@ def bench_command(
     say = lambda text: console.print(text, highlight=False)  # noqa: E731 - one word for two uses
     with _said():
         recipe = recipe_from_toml(pack_folder / "recipe.toml")
-        result = bench(recipe, pack_folder, say)
         steps, trainings = out / f"{recipe.pack.name}.steps", out / f"{recipe.pack.name}.bench"
         if distillation_steps:
-            teachers = teachers_of(recipe, steps)
-            plan = Comparison(distillation_steps)
-            compare_training(recipe, steps / "data", teachers, plan=plan, out=trainings, say=say)
-        result["distillation"] = last_result(trainings, recipe)
+            if data is None:
+                raise InputError("--distillation-steps trains on the data of `run`.", "Give its folder: --data.")
+            Line(pack_folder / "recipe.toml", data, out, Shown(console)).taught()
+        result = bench(recipe, pack_folder, say)
+        if distillation_steps:
+            compare_training(recipe, steps, plan=Comparison(distillation_steps), out=trainings, say=say)
+        result["distillation"] = last_result(trainings, recipe, steps)
         question = Question(recipe_file or pack_folder / "recipe.toml", checkpoints, features)
         result["features"] = bench_features(question, out, say) if features else None
         result["not_measured"] = not_measured(result)

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import math
+import os.path
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def samples_from_csv(
     Raises:
         SettingsError: One of `sources` has the name of another data set.
         InputError: The file can't be read, a column is missing, a value is none of the known ones, a patient is in both
-            splits, or a task has one class only.
+            splits, a file belongs to two, or a task has one class only.
     """
     datasets = datasets_of(sources)
     try:
@@ -84,15 +85,44 @@ def samples_from_csv(
         if row["nc"] == "0" and not row["licence"].startswith(_SHARE_ALIKE)
     )
     refuse_leakage(samples)
+    refuse_shared_files((sample.file, sample.person) for sample in samples)
+    refuse_one_class(samples, section, str(path))
+    return samples
+
+
+def refuse_one_class(samples: Sequence[Sample], section: DataSection, where: str) -> None:
+    """Refuse samples of which a split has not both classes of each task.
+
+    The adult task counts images of patients who are known to be adults, as everything that is fitted or measured does.
+
+    Raises:
+        InputError: The first such split; `where` the samples come from is said.
+    """
+    adults = [sample for sample in samples if (sample.age or 0.0) >= section.adult_min_age_years]
     for split in SPLITS:
-        for task in ("adult", "paediatric"):
-            classes = {getattr(s, task) for s in samples if s.split == split} - {None}
+        for task, counted in (("adult", adults), ("paediatric", samples)):
+            classes = {getattr(sample, task) for sample in counted if sample.split == split} - {None}
             if classes != {0, 1}:
                 raise InputError(
-                    f"{path}: the split {split!r} has classes {sorted(classes)} for the task {task!r}.",
-                    "Both classes are needed in each split: add rows or move patients.",
+                    f"{where}: the split {split!r} has classes {sorted(classes)} for the task {task!r}.",
+                    "Both classes are needed in each split: add rows or move patients. The adult task counts patients "
+                    f"whose age is known and at least {section.adult_min_age_years:g} years.",
                 )
-    return samples
+
+
+def refuse_shared_files(files: Iterable[tuple[str, str]]) -> None:
+    """Refuse a file that belongs to two patients, of whom one may be learned from and the other asked about.
+
+    Args:
+        files: Each file with its patient, who is in one split.
+
+    Raises:
+        InputError: The first such file.
+    """
+    owners: dict[str, str] = {}
+    for file, patient in files:
+        if owners.setdefault(os.path.normpath(file), patient) != patient:
+            raise InputError(f"The file {file} belongs to two patients.", "Correct one of its rows.")
 
 
 def datasets_of(sources: Iterable[DataSource]) -> dict[str, str]:
@@ -135,6 +165,7 @@ def _sample(where: str, row: dict[str, str], section: DataSection, seed: int, da
     if row["split"] not in ("train", "val"):
         raise InputError(f"{where}: the split is {row['split']!r}.", "It must be train or val.")
     label = _label(where, row["abnormal"].strip())
+    row = row | {"patient_id": row["patient_id"].strip()}
     if label is not None and row["dataset"] not in DATASETS:
         raise InputError(
             f"{where}: abnormal is {label}, but `run` learns no labels of {row['dataset']!r}.",

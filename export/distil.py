@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from appliance.domain.errors import SettingsError
-from export.attribution import PIECES
 from export.device import training_device
 from export.ensemble import Member, ensemble_from_files
 from export.images import ImageSet
 from export.learning import Batch, Training, memory_for, supervised_loss, train, upsampled
 from export.pretrained import load_published
-from export.recipe import Recipe, StudentSection
+from export.recipe import PIECES, Recipe, StudentSection
 from export.soft_labels import Adviser, with_soft_labels
 from export.student import MultiTaskNet, Outputs, architecture_named
 

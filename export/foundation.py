@@ -20,7 +20,7 @@ from export.agglomerate import (
     load_scaling,
     save_scaling,
 )
-from export.artefacts import begun_step, digest_of_values, finished_step, present_step
+from export.artefacts import artefact_digest, begun_step, digest_of_values, finished_step, present_step
 from export.encoder import StudentEncoder, TimmEncoder
 from export.feature_cache import Caching, FeatureStore, Views, cache_features
 from export.images import image_set
@@ -83,11 +83,52 @@ def learn_from_foundations(
         recipe, section, views, folders, folders.checkpoints, processes, progress if processes.first else Silent()
     )
     features = [
-        course.step(features_of(teacher), FEATURES, course.asked_of(teacher, data), partial(course.ask, teacher))
-        for teacher in course.teachers
+        course.step(
+            features_of(teacher), FEATURES, asked_of(recipe, section, teacher, data), partial(course.ask, teacher)
+        )
+        for teacher in heard(recipe)
     ]
-    digest = course.step(AGGLOMERATE, AGGLOMERATE, course.learned_of(features), course.learn)
+    digest = course.step(AGGLOMERATE, AGGLOMERATE, learned_of(recipe, features), course.learn)
     return digest, folders.root / AGGLOMERATE / WEIGHTS
+
+
+def learned_already(recipe: Recipe, data: str, root: Path) -> str | None:
+    """The digest of the encoder that `learn_from_foundations` would find finished, or None; it does nothing itself."""
+    section = recipe.agglomeration
+    if section is None:
+        return None
+    features = []
+    for teacher in heard(recipe):
+        name = features_of(teacher)
+        asked = asked_of(recipe, section, teacher, data)
+        features.append(artefact_digest(root / name, digest_of_values(name, STEP_VERSIONS[FEATURES], asked)))
+    if None in features:
+        return None
+    learned = digest_of_values(AGGLOMERATE, STEP_VERSIONS[AGGLOMERATE], learned_of(recipe, features))
+    return artefact_digest(root / AGGLOMERATE, learned)
+
+
+def heard(recipe: Recipe) -> list[FoundationTeacher]:
+    """Those teachers that the student listens to; the others are only members of an ensemble."""
+    return [teacher for teacher in recipe.foundation if teacher.weight > 0]
+
+
+def asked_of(recipe: Recipe, section: AgglomerationSection, teacher: FoundationTeacher, data: str) -> str:
+    """Digest of all that decides what a teacher says; of an ensemble, its members too."""
+    asked = [
+        (each.name, each.kind, each.model, each.members, dict(each.digests))
+        for each in recipe.foundation
+        if each is teacher or each.name in teacher.members
+    ]
+    return digest_of_values(data, asked, section.views, section.grid, recipe.pack.seed)
+
+
+def learned_of(recipe: Recipe, features: Sequence[str | None]) -> str:
+    """Digest of all that decides what the student learns of what the teachers said."""
+    values = as_json(recipe)["agglomeration"]
+    section = {key: value for key, value in values.items() if key not in _NOT_LEARNED_OF}
+    weights = [[teacher.name, teacher.weight] for teacher in heard(recipe)]
+    return digest_of_values(features, section, weights, recipe.student.architecture, recipe.pack.seed)
 
 
 def features_of(teacher: FoundationTeacher) -> str:
@@ -106,27 +147,6 @@ class _Course:
     checkpoints: Path
     ranks: Ranks
     progress: Progress
-
-    @property
-    def teachers(self) -> list[FoundationTeacher]:
-        """Those that the student listens to; the others are only members of an ensemble."""
-        return [teacher for teacher in self.recipe.foundation if teacher.weight > 0]
-
-    def asked_of(self, teacher: FoundationTeacher, data: str) -> str:
-        """Digest of all that decides what a teacher says; of an ensemble, its members too."""
-        asked = [
-            (each.name, each.kind, each.model, each.members, dict(each.digests))
-            for each in self.recipe.foundation
-            if each is teacher or each.name in teacher.members
-        ]
-        return digest_of_values(data, asked, self.section.views, self.section.grid, self.recipe.pack.seed)
-
-    def learned_of(self, features: Sequence[str]) -> str:
-        """Digest of all that decides what the student learns."""
-        values = as_json(self.recipe)["agglomeration"]
-        section = {key: value for key, value in values.items() if key not in _NOT_LEARNED_OF}
-        weights = [[teacher.name, teacher.weight] for teacher in self.teachers]
-        return digest_of_values(features, section, weights, self.recipe.student.architecture, self.recipe.pack.seed)
 
     def ask(self, teacher: FoundationTeacher, out: Path) -> None:
         """Cache a teacher's features."""
@@ -148,7 +168,7 @@ class _Course:
     def learn(self, out: Path) -> None:
         """Fit the scales, then train the encoder."""
         targets = []
-        for teacher in self.teachers:
+        for teacher in heard(self.recipe):
             store = FeatureStore(self.folders.root / features_of(teacher))
             path = out / f"{teacher.name}.scaling.safetensors"
             if self.ranks.first and not path.is_file():

@@ -15,7 +15,7 @@ from appliance.domain.errors import InputError
 from appliance.domain.manifest import InputSpec
 from appliance.imaging.model_input import model_input_from_display
 from export.artefacts import digest_of_values, file_sha256, read_json, write_json
-from export.data import Sample, samples_from_csv
+from export.data import SPLITS, Sample, refuse_one_class, samples_from_csv
 from export.disk import new_pictures, save_array
 from export.recipe import Recipe
 
@@ -54,6 +54,7 @@ def prepare(recipe: Recipe, data: Path, out: Path) -> None:
 
     Raises:
         InputError: More images than the recipe bounds can't be read; `unreadable.json` lists them, here as elsewhere.
+            Or of those that can a split has not both classes of each task, or no drawn mask.
         StorageFullError: There is too little room for the pictures.
     """
     samples = samples_from_csv(data / "labels.csv", recipe.data, recipe.pack.seed, recipe.source)
@@ -77,12 +78,25 @@ def prepare(recipe: Recipe, data: Path, out: Path) -> None:
             masks.append(mask)
     write_json(out / UNREADABLE, unreadable)
     refuse_too_many(unreadable, len(samples), recipe.data.unreadable_percent_max, out / UNREADABLE)
+    readable = f"Of the images in {data} that can be read"
+    refuse_one_class(kept, recipe.data, readable)
+    _refuse_undrawn(kept, [row >= 0 and bool(masks[row].any()) for row in mask_of], readable)
     images.flush()
     side = recipe.data.mask_side
     save_array(out / "masks.npy", np.stack(masks) if masks else np.zeros((0, side, side), np.uint8))
     write_json(
         out / "samples.json", [dataclasses.asdict(s) | {"mask_row": m} for s, m in zip(kept, mask_of, strict=True)]
     )
+
+
+def _refuse_undrawn(samples: Sequence[Sample], drawn: Sequence[bool], where: str) -> None:
+    """Refuse samples of which a split has no mask with anything drawn in it."""
+    for split in SPLITS:
+        if not any(has for sample, has in zip(samples, drawn, strict=True) if sample.split == split):
+            raise InputError(
+                f"{where}: the split {split!r} has no drawn mask of the lungs.",
+                "Add masks, or move patients; `tune` is taken from the patients of `train` by tune_percent.",
+            )
 
 
 def left_out(count: int, listed: Path) -> str:
@@ -139,9 +153,20 @@ def input_from_file(path: Path, spec: InputSpec) -> NDArray[np.uint8]:
 
 
 def mask_from_file(path: Path, side: int) -> NDArray[np.uint8]:
-    """A drawn mask stretched to `side` x `side`: uint8 of 0 and 1."""
+    """A drawn mask stretched to `side` x `side`: uint8 of 0 and 1.
+
+    Raises:
+        InputError: Something is drawn, but so dark that all of it would count as nothing, as in masks of 0 and 1.
+    """
     with Image.open(path) as picture:
-        stretched = picture.convert("L").resize((side, side), Image.Resampling.BILINEAR)
+        grey = picture.convert("L")
+    brightest = int(np.asarray(grey).max())
+    if 0 < brightest <= INSIDE:
+        raise InputError(
+            f"{path}: the brightest grey level of the mask is {brightest}; what is above {INSIDE} counts as drawn.",
+            "Draw the inside white, grey level 255.",
+        )
+    stretched = grey.resize((side, side), Image.Resampling.BILINEAR)
     return (np.asarray(stretched) > INSIDE).astype(np.uint8)
 
 

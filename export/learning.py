@@ -91,7 +91,9 @@ def supervised_loss(outputs: Outputs, batch: Batch) -> Tensor:
     if bool(batch.has_mask.any()):
         logits = upsampled(outputs.lungs, batch.lungs.shape[-1])[batch.has_mask]
         losses.append(mask_loss(logits, batch.lungs[batch.has_mask]))
-    return torch.stack(losses).sum()
+    total = torch.stack(losses).sum()
+    # Where the decoder alone learns, a batch without a mask teaches nothing: a loss of no gradient would be an error.
+    return total if total.requires_grad else total + outputs.lungs.sum() * 0.0
 
 
 def labelled_cross_entropy(logits: Tensor, labels: Tensor, noise: float = 0.0) -> Tensor:

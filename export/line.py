@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from appliance.domain.errors import InputError
-from export.artefacts import digest_of_values, file_sha256, read_json, run_step
+from export.artefacts import artefact_digest, digest_of_values, file_sha256, read_json, run_step
 from export.attribution import Attribution
 from export.calibrate import calibrate
 from export.data import samples_from_csv
@@ -17,11 +17,11 @@ from export.distil import distil
 from export.ensemble import Member
 from export.folds_report import cross_validate
 from export.folds_training import Folds
-from export.foundation import Folders, learn_from_foundations
+from export.foundation import AGGLOMERATE, Folders, learn_from_foundations, learned_already
 from export.golden import make_golden
 from export.images import UNREADABLE, ImageSet, image_set, left_out, prepare, source_digests
 from export.measurement import ENCODERS, Inputs
-from export.negatives import gather
+from export.negatives import dicom_digest, gather, unread_in_words
 from export.pack import Parts, pack
 from export.progress import Progress
 from export.quantise_search import search_precision
@@ -31,7 +31,7 @@ from export.runner import Runner
 from export.soft_labels import advised_by, advisers_from_recipe
 from export.tasks import task_texts
 from export.teach import SECOND, teach_all, weights_in
-from export.to_engine import to_engine
+from export.to_engine import library_versions, to_engine
 from export.to_onnx import export_encoder, to_onnx
 from export.tune_attribution import attribution_on_tune
 from export.verify import verify
@@ -50,6 +50,8 @@ STEP_VERSIONS = {
     "verify": 7,
 }
 """Raise one when its step's code makes something else of the same inputs."""
+Made = tuple[object, ...]
+"""What a step is made of, in its key."""
 
 
 class Line:
@@ -85,32 +87,32 @@ class Line:
         seed = recipe.pack.seed
         data = self.prepared()
         encoder, weights = self.agglomerated(data) if recipe.foundation else ("", None)
-        negatives = self._step(
-            "negatives",
-            (data, values["guard"], self._index_digest()),
-            lambda out: gather(recipe, self.radiographs.parent, self._of("data"), out),
-        )
+        negatives = self._gathered(data)
         teacher = self._step(
             "teachers",
-            (data, values["teacher"], seed),
+            self._taught_by("teacher", data),
             lambda out: teach_all(recipe, recipe.teacher, seed, self._pictures(), out=out, say=self.say),
         )
         second = self._step(
             "second_teacher",
-            (data, values["second_teacher"], seed),
+            self._taught_by("second_teacher", data),
             lambda out: teach_all(
                 recipe, recipe.second_teacher, seed + SECOND, self._pictures(), out=out, say=self.say
             ),
         )
         student = self._step(
             "distil",
-            (teacher, second, values["student"], seed, *([encoder] if encoder else []), *advised_by(recipe)),
+            self._distilled_from((teacher, second), encoder),
             lambda out: self._distil(out, weights),
         )
         calibrated = self._step("calibrate", (student, negatives), self._calibrate)
         graphs = self._step("to_onnx", (calibrated, recipe.data.mask_side), self._to_onnx)
         quantised = self._step("quantise", (graphs, data, values["quantise"]), self._quantise)
-        engines = self._step("to_engine", (quantised,), lambda out: to_engine(self._of("quantise"), out, self.say))
+        engines = self._step(
+            "to_engine",
+            (quantised, library_versions()),
+            lambda out: to_engine(self._of("quantise"), out, self.say),
+        )
         golden = self._step("golden", (quantised, teacher, second), self._golden)
         sections = ("pack", "operating", "gate")
         measured = (quantised, engines, golden, teacher, second, *(values[name] for name in sections))
@@ -127,18 +129,10 @@ class Line:
 
     def prepared(self) -> str:
         """Do the step `data` and return its digest."""
-        recipe, values = self.recipe, as_json(self.recipe)
-        named = [[source.title, source.name] for source in recipe.source]
         digest = self._step(
             "data",
-            (
-                values["data"],
-                values["input"],
-                recipe.pack.seed,
-                file_sha256(self._labels()),
-                *([named] if named else []),
-            ),
-            lambda out: prepare(recipe, self.radiographs, out),
+            self._prepared_from(),
+            lambda out: prepare(self.recipe, self.radiographs, out),
             read=digest_of_values(self.sources),
         )
         unreadable = self._of("data") / UNREADABLE
@@ -162,9 +156,74 @@ class Line:
         """Let the encoder learn from the foundation teachers; return the artefact's digest and the weights."""
         return learn_from_foundations(self.recipe, data, Folders(self.root, self.checkpoints), self.progress, ranks)
 
-    def _step(self, name: str, inputs: tuple[object, ...], work: Callable[[Path], None], read: str = "") -> str:
+    def taught(self) -> tuple[str, str, str]:
+        """Digests of the pictures and of both teachers, which are there and are what `run` would make now.
+
+        Raises:
+            InputError: One of them is not: it was never made, or of another recipe or other data.
+        """
+        data = self._found("data", self._prepared_from(), digest_of_values(self.sources))
+        first, second = (
+            self._found(step, self._taught_by(section, data))
+            for section, step in (("teacher", "teachers"), ("second_teacher", "second_teacher"))
+        )
+        return data, first, second
+
+    def _student(self) -> Path:
+        """The weights of the student, which is there and is what `run` would make now."""
+        data, *teachers = self.taught()
+        encoder = learned_already(self.recipe, data, self.root) if self.recipe.foundation else ""
+        if encoder is None:
+            raise self._untrained(AGGLOMERATE)
+        self._found("distil", self._distilled_from(teachers, encoder))
+        return self._of("distil") / STUDENT
+
+    def _prepared_from(self) -> Made:
+        values, named = as_json(self.recipe), [[source.title, source.name] for source in self.recipe.source]
+        labels = file_sha256(self._labels())
+        return values["data"], values["input"], self.recipe.pack.seed, labels, *([named] if named else [])
+
+    def _taught_by(self, section: str, data: str) -> Made:
+        return data, as_json(self.recipe)[section], self.recipe.pack.seed
+
+    def _distilled_from(self, teachers: Sequence[str], encoder: str) -> Made:
+        return (
+            *teachers,
+            as_json(self.recipe)["student"],
+            self.recipe.pack.seed,
+            *([encoder] if encoder else []),
+            *advised_by(self.recipe),
+        )
+
+    def _step(self, name: str, inputs: Made, work: Callable[[Path], None], read: str = "") -> str:
         self.say(name)
-        return run_step(self.root, name, digest_of_values(name, STEP_VERSIONS[name], inputs), work, read)
+        return run_step(self.root, name, _key(name, inputs), work, read)
+
+    def _found(self, name: str, inputs: Made, read: str = "") -> str:
+        """The digest of a finished step, which is not done where it is not there."""
+        digest = artefact_digest(self._of(name), _key(name, inputs), read)
+        if digest is None:
+            raise self._untrained(name)
+        return digest
+
+    def _untrained(self, step: str) -> InputError:
+        return InputError(
+            f"{self._of(step)} is not there, or was made with another recipe or other data.",
+            "Train it first: `insite-export run`, with the same recipe, DATA and OUT.",
+        )
+
+    def _gathered(self, data: str) -> str:
+        """Do the step `negatives` and return its digest; say which DICOM files it could not read."""
+        recipe, folder = self.recipe, self.radiographs.parent
+        digest = self._step(
+            "negatives",
+            (data, as_json(recipe)["guard"]),
+            lambda out: gather(recipe, folder, self._of("data"), out),
+            read=dicom_digest(folder / "dicom"),
+        )
+        if said := unread_in_words(self._of("negatives")):
+            self.say(said)
+        return digest
 
     def folds(self, stage: str, counts: tuple[int, int], changes: Sequence[str], jobs: int = 1) -> dict[str, Any]:
         """Cross-validate a stage as it is and with each of the changes; `counts` are folds and trainings in each.
@@ -184,10 +243,9 @@ class Line:
         """Where the decisions of the trained student come from on the patients of `tune`; of its teachers, too.
 
         Raises:
-            InsiteError: Bad data, an unknown task, or nets that are not trained yet.
+            InsiteError: Bad data, an unknown task, or nets that are not trained yet, or not with this recipe and data.
         """
-        self.prepared()
-        nets = {"student": (self.recipe.student.architecture, self._of("distil") / STUDENT)}
+        nets = {"student": (self.recipe.student.architecture, self._student())}
         if teachers:
             nets |= {f"teacher {number}": member for number, member in enumerate(self._teachers(), start=1)}
         return attribution_on_tune(self.recipe, self._pictures(), nets, tasks)
@@ -205,10 +263,6 @@ class Line:
 
     def _teachers(self) -> list[Member]:
         return teachers_of(self.recipe, self.root)
-
-    def _index_digest(self) -> str:
-        index = self.radiographs.parent / "dicom" / "index.csv"
-        return file_sha256(index) if index.is_file() else ""
 
     def _distil(self, out: Path, encoder: Path | None) -> None:
         advisers = advisers_from_recipe(self.recipe, self.checkpoints)
@@ -247,6 +301,10 @@ class Line:
             self.sources,
         )
         verify(self.recipe, inputs, out, self.say)
+
+
+def _key(name: str, inputs: Made) -> str:
+    return digest_of_values(name, STEP_VERSIONS[name], inputs)
 
 
 def teachers_of(recipe: Recipe, steps: Path) -> list[Member]:

@@ -159,13 +159,17 @@ def expected_calibration_error(scores: Floats, labels: Floats) -> float:
 
 
 def threshold_for_sensitivity(scores: Floats, labels: Floats, sensitivity: float) -> float:
-    """The highest threshold that finds this share of the positives, half-way to the next lower score."""
+    """The highest threshold that finds this share of the positives, half-way to the next lower score.
+
+    It has four digits where such a one calls the same images.
+    """
     positives = np.sort(scores[labels > 0])[::-1]
     needed = int(np.ceil(sensitivity * len(positives)))
     edge = positives[needed - 1]
     below = scores[scores < edge]
     lower = float(below.max()) if len(below) else 0.0
-    return round(float((edge + lower) / 2), 4)
+    middle = (float(edge) + lower) / 2
+    return next((value for value in (round(middle, 4), middle) if lower < value <= edge), float(edge))
 
 
 def dice(mask: NDArray[np.bool_], target: NDArray[np.bool_]) -> float:

@@ -4,7 +4,9 @@ import csv
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -15,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from appliance.domain.errors import InsiteError
 from appliance.domain.manifest import InputSpec
 from appliance.imaging.model_input import model_input_from_display
-from export.artefacts import write_json
+from export.artefacts import digest_of_values, file_sha256, read_json, write_json
 from export.augment import drawn
 from export.disk import save_array
 from export.images import image_set
@@ -23,6 +25,7 @@ from export.recipe import Recipe
 
 Grey = NDArray[np.uint8]
 
+INDEX = "index.csv"
 OPEN_LICENCES = ("MIT", "Apache-2.0", "BSD-", "CC BY 4.0", "CC BY 3.0")
 HELD_OUT = ("wg04_compression/RG1", "wg04_compression/RG3", "highdicom/dx_image.dcm")
 """Demonstration and test inputs: never read here, neither for training nor for thresholds."""
@@ -33,6 +36,13 @@ VALIDATION_PERCENT = 25
 SMALLEST_SIDE = 32
 """Pixels; smaller pictures are test files of character sets and the like."""
 PLANE = ("rows", "columns")
+UNREAD = "unread.json"
+"""How many DICOM files were tried, and which of them can't be read."""
+NOT_SHOWN = (InsiteError, OSError, ValueError, AttributeError, NotImplementedError, RuntimeError)
+"""What is raised for a file that is absent, damaged, or of a transfer syntax that no codec here reads."""
+CODECS = (
+    "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm", "pyjpegls",
+)  # fmt: skip
 COLOUR_SAMPLES = (3, 4)
 
 
@@ -48,6 +58,8 @@ class Negative:
 def gather(recipe: Recipe, data: Path, prepared: Path, out: Path) -> None:
     """Step `negatives`: write `negatives.npy`, uint8 [n, rows, columns], and `negatives.json` with kind and split.
 
+    `unread.json` says how many DICOM files were tried, and names those that can't be read, with the kind of error.
+
     Args:
         recipe: Its `guard` section says how many are made.
         data: The data folder; slices come from its `dicom` folder.
@@ -56,39 +68,71 @@ def gather(recipe: Recipe, data: Path, prepared: Path, out: Path) -> None:
     """
     radiographs = image_set(prepared)
     rng = np.random.default_rng((recipe.pack.seed, 1))
-    found = dicom_negatives(data / "dicom", recipe.input)
+    found, unread = dicom_negatives(data / "dicom", recipe.input)
     for split, count in (("train", recipe.guard.made_per_kind_train), ("val", recipe.guard.made_per_kind_val)):
         images = [radiographs.images[index] for index in radiographs.select(split=split)]
         found += made_negatives(images, split, count, rng)
     save_array(out / "negatives.npy", np.stack([negative.image for negative in found]))
     write_json(out / "negatives.json", [{"kind": negative.kind, "split": negative.split} for negative in found])
+    write_json(out / UNREAD, unread)
 
 
-def dicom_negatives(folder: Path, spec: InputSpec) -> list[Negative]:
+def dicom_digest(folder: Path) -> str:
+    """Digest of the DICOM files that are usable, of their index, and of which codecs can read them.
+
+    A file that is not there counts by its name: once it is, the step has something else to read.
+    """
+    files = {row["path"]: folder / row["path"] for row in _usable_rows(folder)}
+    index = folder / INDEX
+    return digest_of_values(
+        file_sha256(index) if index.is_file() else "",
+        {name: file_sha256(path) if path.is_file() else "" for name, path in files.items()},
+        {name: _version(name) for name in CODECS},
+    )
+
+
+def unread_in_words(gathered: Path) -> str:
+    """A sentence on the DICOM files of a finished step that can't be read, or on their absence; empty if all can."""
+    unread = read_json(gathered / UNREAD)
+    if not unread["tried"]:
+        return "There is no usable DICOM file: no picture of another modality teaches the guard or is shown to it."
+    if not unread["files"]:
+        return ""
+    return (
+        f"{len(unread['files'])} of {unread['tried']} DICOM files can't be read and are no negatives; "
+        f"{gathered / UNREAD} names them."
+    )
+
+
+def dicom_negatives(folder: Path, spec: InputSpec) -> tuple[list[Negative], dict[str, Any]]:
     """Slices of other modalities under an open licence; whole series go to one split.
 
     Args:
         folder: Holds `index.csv` and the files; may be absent, then there are none.
         spec: The pack's input.
+
+    Returns:
+        The slices, and what `unread.json` holds.
     """
-    index = folder / "index.csv"
-    if not index.is_file():
-        return []
-    with index.open(newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if _usable(row)]
     taken: dict[str, int] = {}
     result: list[Negative] = []
-    for row in sorted(rows, key=lambda row: hashlib.sha256(row["path"].encode()).hexdigest()):
+    tried, unread = 0, []
+    for row in sorted(_usable_rows(folder), key=lambda row: hashlib.sha256(row["path"].encode()).hexdigest()):
         series = row["series_uid"] or row["path"]
         if taken.get(series, 0) >= SLICES_PER_SERIES:
             continue
-        image = _picture(folder / row["path"], spec)
+        tried += 1
+        try:
+            image = _picture(folder / row["path"], spec)
+        except NOT_SHOWN as error:  # the set is open-ended: the others are negatives enough
+            unread.append({"file": row["path"], "reason": type(error).__name__})
+            continue
         if image is not None:
             taken[series] = taken.get(series, 0) + 1
             bucket = int(hashlib.sha256(series.encode()).hexdigest(), 16) % 100
             split = "val" if bucket < VALIDATION_PERCENT else "train"
             result.append(Negative(f"DICOM {row['modality'] or 'unknown'}", split, image))
-    return result
+    return result, {"tried": tried, "files": unread}
 
 
 def made_negatives(images: list[Grey], split: str, count: int, rng: Generator) -> list[Negative]:
@@ -104,6 +148,21 @@ def made_negatives(images: list[Grey], split: str, count: int, rng: Generator) -
     return result
 
 
+def _usable_rows(folder: Path) -> list[dict[str, str]]:
+    index = folder / INDEX
+    if not index.is_file():
+        return []
+    with index.open(newline="") as stream:
+        return [row for row in csv.DictReader(stream) if _usable(row)]
+
+
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
 def _usable(row: dict[str, str]) -> bool:
     chest = row["modality"] in PLAIN_RADIOGRAPHS and row["body_part"].upper() in CHEST_LIKE
     return (
@@ -117,15 +176,13 @@ def _usable(row: dict[str, str]) -> bool:
 
 
 def _picture(path: Path, spec: InputSpec) -> Grey | None:
-    try:
-        pixels = pydicom.dcmread(path, force=True).pixel_array.astype(np.float32)
-        grey = _grey_frame(pixels)
-        if min(grey.shape) < SMALLEST_SIDE:
-            return None
-        span = max(float(np.ptp(grey)), 1e-6)
-        return model_input_from_display((grey - grey.min()) / np.float32(span), spec)
-    except (InsiteError, OSError, ValueError, AttributeError, NotImplementedError, RuntimeError):
-        return None  # a picture that can't be shown is no negative: the set is open-ended
+    """A file's middle frame as the encoder reads it; None if it is too small."""
+    pixels = pydicom.dcmread(path, force=True).pixel_array.astype(np.float32)
+    grey = _grey_frame(pixels)
+    if min(grey.shape) < SMALLEST_SIDE:
+        return None
+    span = max(float(np.ptp(grey)), 1e-6)
+    return model_input_from_display((grey - grey.min()) / np.float32(span), spec)
 
 
 def _grey_frame(pixels: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -29,6 +29,8 @@ _LEFT_OUT = {
 """Keys by section that are no part of a recipe which does not set them."""
 _SHARES = ("blanked", "occluded")
 """Of the student's section, left out where they are 0."""
+PIECES = 8
+"""Rows and columns of the pieces into which `attribution` and `distil` cut a picture, and its mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +273,7 @@ def recipe_and_bytes(path: Path) -> tuple[Recipe, bytes]:
             raise SettingsError(
                 f"gate.required_precisions of the recipe names {name!r}.", f"Known: {', '.join(LOWER_PRECISIONS)}."
             )
+    check_mask_side(recipe)
     if recipe.quantise.aware_steps < 0:
         given = recipe.quantise.aware_steps
         raise SettingsError(f"quantise.aware_steps of the recipe is {given}.", "At least 0, which leaves it out.")
@@ -308,6 +311,17 @@ def check_trained(recipe: Recipe) -> None:
         share = getattr(recipe.student, name)
         if not 0.0 <= share <= 1.0:
             raise SettingsError(f"student.{name} of the recipe is {share}.", "A share, from 0 to 1.")
+
+
+def check_mask_side(recipe: Recipe) -> None:
+    """Refuse masks that can't be cut into pieces, which else is found out at the end of the line.
+
+    Raises:
+        SettingsError: The side is no positive multiple of `PIECES`.
+    """
+    given = recipe.data.mask_side
+    if given < PIECES or given % PIECES:
+        raise SettingsError(f"data.mask_side of the recipe is {given}.", f"It must be a multiple of {PIECES}.")
 
 
 def check_sources(recipe: Recipe) -> None:

@@ -132,6 +132,17 @@ def build_rtx(graph: bytes, engine: Path, plan: BuildPlan) -> EngineMetadata:
     return build_engine(graph, engine, plan)
 
 
+def library_versions() -> list[str]:
+    """Versions of TensorRT for RTX and of TensorRT, empty where one can't be loaded: with one the step makes more."""
+    versions = []
+    for load in (bindings, tensorrt_library):
+        try:
+            versions.append(str(load().__version__))
+        except EngineFileError:
+            versions.append("")
+    return versions
+
+
 def tensorrt_library() -> Any:
     """TensorRT, loaded when it is first asked for.
 

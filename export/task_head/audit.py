@@ -19,6 +19,13 @@ NO_MASKS = "No shortcut audit: there is none of masks."
 NO_VOLUMES = "No shortcut audit: there is none of volumes."
 
 
+def without_nan(value: Any) -> Any:
+    """Numbers that could not be measured as null: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: without_nan(each) for name, each in value.items()}
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
 @dataclass(frozen=True, slots=True)
 class TaskAudit:
     """One precision's scores and the trivial classifier's.
@@ -53,8 +60,8 @@ class TaskAudit:
 
     def row(self) -> dict[str, Any]:
         """The figures for the report; JSON has no NaN, which an AUC within thirds is where each has one class."""
-        values = asdict(self)
-        return {name: None if isinstance(each, float) and np.isnan(each) else each for name, each in values.items()}
+        values: dict[str, Any] = without_nan(asdict(self))
+        return values
 
 
 def audited(recipe: TaskRecipe, pictures: Pictures, scores: Mapping[str, Floats], data: Path) -> list[TaskAudit]:

@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save
 
-from appliance.domain.errors import BaseMismatchError, GateError, InputError
+from appliance.domain.errors import BaseMismatchError, GateError, InputError, PackContentError
 from appliance.domain.manifest import PackManifest, TaskKind, TaskManifest, Validation, VerifiedPack
 from appliance.packs.build import write_manifests
-from appliance.packs.files import SIGNATURE, pack_files, stands_outside
 from appliance.packs.json_values import values_from_json
 from appliance.packs.manifest_json import GATE_REPORT, MANIFEST, task_manifest_path, task_manifest_to_json
 from appliance.packs.manifest_parsing import task_manifest_from_json
 from appliance.packs.signing import sign_pack
-from export.artefacts import read_json, replace_folder, write_json
+from export.artefacts import file_sha256, read_json, replace_folder, write_json
 from export.disk import save_whole
 from export.golden import ARRAYS, stored
 from export.runner import Runner
@@ -76,17 +75,13 @@ def joined(base: VerifiedPack, task: TrainedTask, private_key: Path, out: Path) 
 
     Raises:
         BaseMismatchError: The task was trained on another base.
+        PackContentError: A file of the base is not the one that was verified when it was opened.
         GateError: The task's gate refuses it; or it scores images, claims to be validated, and nobody audited it.
         SettingsError: The licence of the task's data forbids what the joined pack would claim.
         InputError: The base has a task of this name, or there is something else than a pack under `out`.
     """
     name = task.manifest.name
-    if task.manifest.base_digest != base.manifest.base_digest:
-        raise BaseMismatchError(
-            f"The task {name} was made for the base {task.manifest.base_digest[:12]}, but {base.folder.name} has the "
-            f"base {base.manifest.base_digest[:12]}.",
-            "Train the task again on this base, or join it to the base that it was made for.",
-        )
+    _refuse_other_base(task.manifest, base.manifest, base.folder)
     if task.report["verdict"] != PASSED:
         raise GateError(
             f"The gate refuses the task {name}: {'; '.join(task.report['refused_by'])}.",
@@ -112,10 +107,38 @@ def joined(base: VerifiedPack, task: TrainedTask, private_key: Path, out: Path) 
     _extend_card(task, partial)
     _extend_credits(task.source, draft.version, partial)
     manifest = write_manifests(partial, draft)
+    _refuse_other_base(task.manifest, manifest, partial)
     check_against_schema(partial)
     sign_pack(partial, private_key)
     replace_folder(partial, out)
     return manifest
+
+
+def refuse_changed(base: VerifiedPack) -> None:
+    """Refuse a base whose files are no longer those that were verified when it was opened.
+
+    Raises:
+        PackContentError: The first such file.
+    """
+    for path, digest in base.manifest.files.items():
+        _refuse_changed_file(base, path, base.folder / path, digest)
+
+
+def _refuse_changed_file(base: VerifiedPack, path: str, file: Path, digest: str) -> None:
+    if not file.is_file() or file_sha256(file) != digest:
+        raise PackContentError(
+            f"{path} of the base {base.manifest.name} changed after the base was verified.",
+            "Run the same command again, and leave the base as it is meanwhile.",
+        )
+
+
+def _refuse_other_base(task: TaskManifest, base: PackManifest, folder: Path) -> None:
+    if task.base_digest != base.base_digest:
+        raise BaseMismatchError(
+            f"The task {task.name} was made for the base {task.base_digest[:12]}, but {folder.name} has the base "
+            f"{base.base_digest[:12]}.",
+            "Train the task again on this base, or join it to the base that it was made for.",
+        )
 
 
 def _refuse_unaudited(task: TrainedTask) -> None:
@@ -133,13 +156,15 @@ def weaker_claim(base: Validation, task: Validation) -> Validation:
 
 
 def _copy_base(base: VerifiedPack, target: Path) -> None:
-    for path in pack_files(base.folder):
-        if path in {MANIFEST, SIGNATURE} or stands_outside(path):
-            continue
-        if path in {task_manifest_path(task.name) for task in base.manifest.tasks}:
+    """Copy the files that were verified, and hold each copy against its digest: training took minutes."""
+    written_anew = {task_manifest_path(task.name) for task in base.manifest.tasks}
+    for path, digest in base.manifest.files.items():
+        if path in written_anew:
             continue
         (target / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(base.folder / path, target / path)
+        if (base.folder / path).is_file():
+            shutil.copyfile(base.folder / path, target / path)
+        _refuse_changed_file(base, path, target / path, digest)
 
 
 def _draft(base: PackManifest, task: TrainedTask) -> PackManifest:

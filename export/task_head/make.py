@@ -1,23 +1,22 @@
 """From labels to a joined pack: the whole of `insite-export task`, each finished part done once."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from appliance.domain.errors import InputError
-from appliance.domain.manifest import OperatingPoint, PackManifest, TaskKind, TaskManifest, Validation, VerifiedPack
+from appliance.domain.manifest import OperatingPoint, PackManifest, TaskManifest, VerifiedPack
 from export.artefacts import digest_of_values, file_sha256, read_json, run_step
-from export.gate import FAIL, PASS, Rule
 from export.images import UNREADABLE, left_out
 from export.pack import graph_outputs
 from export.progress import Progress
 from export.runner import Runner
-from export.task_head.audit import TaskAudit, audited, in_words
+from export.task_head.audit import audited
 from export.task_head.features import Pictures, View, features, outputs_read_by, read_pictures, refuse_twins
 from export.task_head.graphs import HEAD, write_graphs
-from export.task_head.join import SHORTCUTS, joined, trained_task, write_task
+from export.task_head.join import joined, refuse_changed, trained_task, write_task
 from export.task_head.labels import cases_from_csv, refuse_one_class
 from export.task_head.recipe import AUDITED, SEGMENTATION, TaskRecipe, task_recipe_from_toml
+from export.task_head.report import task_report
 from export.task_head.train import Measured, measured, trained_head, validation_scores
 
 STEP, VERSION = "task", 4
@@ -59,6 +58,7 @@ def make_task(files: TaskFiles, base: VerifiedPack, private_key: Path, out: Path
         refuse_one_class(files.labels, pictures.cases, recipe)
         refuse_twins(files.labels, pictures)
         _train(recipe, base, pictures, folder, progress, data=files.data)
+        refuse_changed(base)
         (folder / "images.npy").unlink()
 
     run_step(root, STEP, inputs, work)
@@ -108,7 +108,7 @@ def _train(
         not_for=recipe.task.not_for,
     )
     unreadable = len(read_json(folder / UNREADABLE))
-    write_task(made, task, _report(recipe, pictures, figures, audits) | {"unreadable_images": unreadable})
+    write_task(made, task, task_report(recipe, pictures, figures, audits) | {"unreadable_images": unreadable})
 
 
 def _points(base: PackManifest, figures: dict[str, Measured]) -> tuple[OperatingPoint, ...]:
@@ -121,44 +121,3 @@ def _points(base: PackManifest, figures: dict[str, Measured]) -> tuple[Operating
         else OperatingPoint(variant.precision, last.threshold, last.max_distance, borrowed)
         for variant in base.variants
     )
-
-
-def _report(
-    recipe: TaskRecipe, pictures: Pictures, figures: dict[str, Measured], audits: list[TaskAudit]
-) -> dict[str, Any]:
-    segmentation = recipe.kind is TaskKind.SEGMENTATION
-    rules = [
-        Rule(f"mean Dice at {precision}", each.value, recipe.gate.dice_min)
-        if segmentation
-        else Rule(f"lower 95 % bound of the AUC at {precision}", each.low, recipe.gate.auc_low_min)
-        for precision, each in figures.items()
-    ]
-    if recipe.task.claim == Validation.VALIDATED.value:
-        rules += [rule for each in audits for rule in each.rules(recipe)]
-    refused = [rule.name for rule in rules if not rule.passed]
-    trained = len(pictures.select("train"))
-    said = "; ".join(
-        f"{precision} {'Dice' if segmentation else 'AUC'} {each.value:.3f} [{each.low:.3f}, {each.high:.3f}]"
-        for precision, each in figures.items()
-    )
-    one = next(iter(figures.values()))
-    counted = f"{one.cases} validation cases"
-    if one.volumes is not None:
-        counted = f"{one.cases} validation images, each judged alone as the appliance does,"
-        whole = ", ".join(f"{name} {each.volumes[0]}" for name, each in figures.items() if each.volumes)
-        said += f"; not served and not judged, the AUC of {one.volumes[1]} whole volumes: {whole}"
-    return {
-        "verdict": FAIL if refused else PASS,
-        "refused_by": refused,
-        "validation": Validation(recipe.task.claim).value,
-        "source": asdict(recipe.credited),
-        "summary": f"{recipe.task.name} ({recipe.task.head}), trained on {trained} cases, on {counted} of "
-        f"{one.patients} patients: {said} (95 % intervals by patient). {in_words(recipe, audits)}",
-        "rules": [rule.row() for rule in rules],
-        "figures": {
-            precision: {"figure": each.figure, "value": each.value, "low": each.low, "high": each.high}
-            | ({"volumes": asdict(each.volumes[0])} if each.volumes else {})
-            for precision, each in figures.items()
-        },
-        SHORTCUTS: [each.row() for each in audits],
-    }

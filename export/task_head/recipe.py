@@ -10,6 +10,7 @@ from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import Code, EligibilityRules, TaskKind, UnknownAge, Validation
 from export.recipe_tables import NAME, refuse_difference, section_from_table
 from export.sources import Source, refuse_claim
+from export.subgroups import SMALL
 
 LINEAR, MLP, MIL, SEGMENTATION = "linear", "mlp", "mil", "segmentation"
 HEADS = (LINEAR, MLP, MIL, SEGMENTATION)
@@ -108,7 +109,7 @@ class TrainingSection:
 
 @dataclass(frozen=True, slots=True)
 class TaskGateSection:
-    """What the validation patients must show: the lower end of the AUC's interval, or the mean Dice.
+    """What the validation patients must show: the lower end of the AUC's interval, or the mean Dice of drawn masks.
 
     The AUC is that of the graph which is served: for a `mil` head of each image alone, with its volume's label.
 
@@ -118,6 +119,8 @@ class TaskGateSection:
         beyond_trivial_min: How far the AUC within thirds of the trivial score must be above the trivial classifier's.
         beyond_trivial_share_min: In which share of bootstrap samples of patients it must be above. Both are asked of a
             `linear` or `mlp` head that claims to be validated; any other is audited, and not judged by it.
+        patients_min: Validation patients of the rarer class, or with something drawn in their masks; of fewer no
+            interval says much. A task that claims to be validated asks for at least `SMALL`.
     """
 
     sensitivity: float
@@ -125,6 +128,7 @@ class TaskGateSection:
     dice_min: float
     beyond_trivial_min: float = 0.0
     beyond_trivial_share_min: float = 0.9
+    patients_min: int = SMALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +206,11 @@ def task_recipe_from_toml(path: Path) -> TaskRecipe:
         )
     _check_numbers(recipe)
     refuse_claim(Validation(recipe.task.claim), [recipe.credited], "task")
+    if recipe.task.claim == Validation.VALIDATED.value and recipe.gate.patients_min < SMALL:
+        raise SettingsError(
+            f"A task can't claim to be validated with gate.patients_min = {recipe.gate.patients_min} in its recipe.",
+            f"Give at least {SMALL}, or claim {Validation.RESEARCH_ONLY.value}.",
+        )
     return recipe
 
 

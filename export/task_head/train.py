@@ -12,7 +12,15 @@ from torch.nn import functional
 from appliance.domain.errors import InputError
 from appliance.domain.manifest import OperatingPoint
 from export.learning import mask_loss, schedule
-from export.metrics import Interval, auc, bootstrap, dice, sensitivity_and_specificity, threshold_for_sensitivity
+from export.metrics import (
+    Interval,
+    auc,
+    bootstrap,
+    dice,
+    mean_by_patient,
+    sensitivity_and_specificity,
+    threshold_for_sensitivity,
+)
 from export.progress import Progress
 from export.task_head.features import EMBEDDING, Half, Pictures
 from export.task_head.heads import EachAlone, ImageHead, MaskHead, VolumeHead, embedding_head
@@ -29,9 +37,12 @@ class Measured:
 
     Attributes:
         figure: `auc` or `dice`, with its value and 95 % interval (percentiles of a bootstrap by patient), of the head
-            in torch: `write_graphs` holds the graph that the appliance serves against it.
+            in torch: `write_graphs` holds the graph that the appliance serves against it. Dice is of the cases with
+            something drawn, NaN without any: a head that outlines nothing is always right about the others.
         cases, patients: How many were measured.
+        fewest: Patients of the rarer class; of masks, those with something drawn.
         volumes: For a `mil` head the AUC of whole volumes, which the appliance does not serve, and how many there were.
+        empty: Of masks, the share of cases with nothing drawn that the head leaves empty, and how many there are.
     """
 
     figure: str
@@ -40,8 +51,10 @@ class Measured:
     high: float
     cases: int
     patients: int
+    fewest: int
     point: OperatingPoint
     volumes: tuple[Interval, int] | None = None
+    empty: tuple[float, int] | None = None
 
 
 def trained_head(
@@ -142,7 +155,8 @@ def _measured_scores(
         f"{specificity} (95 % intervals by patient); threshold chosen on {len(tune)} others. {NOT_HERE}"
     )
     point = OperatingPoint(precision, threshold, None, meaning)
-    return Measured("auc", found.value, found.low, found.high, len(val), len(set(patients)), point, volumes)
+    fewest = min(len({patients[place] for place in np.flatnonzero(labels == label)}) for label in (0, 1))
+    return Measured("auc", found.value, found.low, found.high, len(val), len(set(patients)), fewest, point, volumes)
 
 
 def validation_scores(head: Head, pictures: Pictures, said: Mapping[str, Half]) -> NDArray[np.float64]:
@@ -175,16 +189,37 @@ def _scores(
 
 def _measured_masks(head: Head, pictures: Pictures, said: Mapping[str, Half], precision: str) -> Measured:
     val = pictures.select("val")
-    overlaps = []
+    overlaps, left_empty = [], []
     for case in val:
         mask = torch.sigmoid(head(*_maps(said, pictures.rows[case])))[0, 0].numpy() >= MASK_THRESHOLD
-        overlaps.append(dice(mask, pictures.masks[case] > 0))
-    values = np.array(overlaps)
+        drawn = pictures.masks[case] > 0
+        if drawn.any():
+            overlaps.append(dice(mask, drawn))
+        else:
+            overlaps.append(float("nan"))
+            left_empty.append(not mask.any())
     patients = [pictures.cases[case].patient for case in val]
-    found = bootstrap(lambda scores, _: float(scores.mean()), values, values, patients, seed=0)
+    found = mean_by_patient(np.array(overlaps), patients, seed=0)
+    outlined = {patient for patient, overlap in zip(patients, overlaps, strict=True) if not np.isnan(overlap)}
+    empty = (float(np.mean(left_empty)), len(left_empty)) if left_empty else None
     meaning = (
-        f"On {len(val)} validation images of {len(set(patients))} patients: mean Dice {found} (95 % interval). "
-        f"{NOT_HERE}"
+        f"On {len(val) - len(left_empty)} validation images with something drawn, of {len(outlined)} patients: mean "
+        f"Dice {found} (95 % interval){emptiness(empty)}. {NOT_HERE}"
     )
     point = OperatingPoint(precision, MASK_THRESHOLD, None, meaning)
-    return Measured("dice", found.value, found.low, found.high, len(val), len(set(patients)), point)
+    return Measured(
+        "dice",
+        found.value,
+        found.low,
+        found.high,
+        len(val),
+        len(set(patients)),
+        len(outlined),
+        point,
+        empty=empty,
+    )
+
+
+def emptiness(empty: tuple[float, int] | None) -> str:
+    """What a head does where nothing is drawn, for the end of a sentence; nothing where something always is."""
+    return f"; of {empty[1]} with nothing drawn {100 * empty[0]:.1f} % left empty" if empty else ""

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,14 @@ def write_labels(folder: Path, rows: list[dict[str, str]], columns: tuple[str, .
     return path
 
 
+def write_dicom_index(folder: Path, names: Sequence[str]) -> None:
+    """Write `index.csv` of CT slices that are free to be used, each a series of its own."""
+    with (folder / "index.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "nc", "pixels_decode", "modality", "body_part", "licence", "series_uid"])
+        writer.writerows([name, "0", "yes", "CT", "", "MIT", name] for name in names)
+
+
 def write_data(folder: Path, rows: list[dict[str, str]]) -> Path:
     """Write random pictures, masks of a rectangle, and `labels.csv`; return the folder."""
     rng = np.random.default_rng(0)
@@ -216,3 +225,9 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_rows() -> list[dict[str, str]]:
     """The rows of the tiny data, free to be spoilt."""
     return rows_of_tiny_data()
+
+
+@pytest.fixture
+def tiny(tiny_data: Path, tiny_recipe: Path) -> tuple[Path, Path]:
+    """Data and recipe."""
+    return tiny_data, tiny_recipe

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from export.attribution import CONTROLS, EMBEDDING, PIECES, Attribution, attribution, of_net, of_runner
+from export.attribution import CONTROLS, EMBEDDING, Attribution, attribution, of_net, of_runner
+from export.recipe import PIECES
 from export.runner import Floats, Grey, Outputs
 from export.student import MultiTaskNet, architecture_named
 from export.tasks import ADULT, LUNGS, PAEDIATRIC

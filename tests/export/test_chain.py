@@ -209,7 +209,7 @@ def test_a_trained_student_tells_where_its_decisions_come_from(
     assert lines[2].split()[:3] == ["student,", "paediatric-pneumonia", str(children)]
     early = CliRunner().invoke(app, [*command, str(tmp_path), *task])
     assert early.exit_code == 2
-    assert "Train it first" in early.stderr.replace("\n", " ")
+    assert "Train it first" in " ".join(early.stderr.split())
     wrong = CliRunner().invoke(app, [*command, str(built), "--task", "lungs"])
     assert wrong.exit_code == 2
     assert "no triage task lungs" in wrong.stderr.replace("\n", " ")
@@ -293,16 +293,15 @@ def test_distillation_is_compared_over_seeds_and_goes_on_where_it_was(
     steps = built / "tiny.steps"
     told: list[str] = []
     plan = Comparison(1, (1, 2))
-    teachers = teachers_of(recipe, steps)
-    result = compare_training(recipe, steps / "data", teachers, plan=plan, out=tmp_path, say=told.append)
+    result = compare_training(recipe, steps, plan=plan, out=tmp_path, say=told.append)
     assert {len(areas) for areas in result["auc"].values()} == {2}
     assert result["gain_95"][0] <= result["gain"] <= result["gain_95"][1]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert compare_training(recipe, steps / "data", teachers, plan=plan, out=tmp_path, say=told.append) == result
+    assert compare_training(recipe, steps, plan=plan, out=tmp_path, say=told.append) == result
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert last_result(tmp_path, recipe) == result
+    assert last_result(tmp_path, recipe, steps) == result
     other = dataclasses.replace(recipe, student=dataclasses.replace(recipe.student, feature_weight=0.25))
-    assert last_result(tmp_path, other) is None
+    assert last_result(tmp_path, other, steps) is None
 
 
 def test_a_student_starts_from_a_teacher_of_its_own_kind_only(built: Path, tiny_recipe: Path, tmp_path: Path) -> None:

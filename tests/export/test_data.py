@@ -2,12 +2,14 @@
 
 import codecs
 import csv
+import dataclasses
 import io
 import shutil
 import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -19,6 +21,7 @@ from export.line import Line
 from export.progress import Silent
 from export.recipe import DataSource, Recipe, recipe_from_toml
 from export.tables import source_table
+from tests.export.conftest import KERMANY, NIH, write_labels
 
 Rows = list[dict[str, str]]
 OURS = DataSource("ours", "Our hospital, 2015 to 2020", "Own data", "Our hospital", research_only=False)
@@ -62,6 +65,36 @@ def test_a_leaking_patient_is_refused(tmp_path: Path, tiny_rows: Rows, recipe: R
     with pytest.raises(InputError, match="1 patients are in more than one split") as caught:
         samples_from_csv(written(tmp_path, tiny_rows), recipe.data, recipe.pack.seed)
     assert val["patient_id"] not in str(caught.value)
+
+
+def test_a_patient_is_one_person_however_the_number_is_spaced(tmp_path: Path, tiny_rows: Rows, recipe: Recipe) -> None:
+    """A space behind a number in one of two rows does not let a patient be learned from and asked about."""
+    val = next(row for row in tiny_rows if row["split"] == "val")
+    val["patient_id"] = next(r for r in tiny_rows if r["dataset"] == val["dataset"])["patient_id"] + " "
+    with pytest.raises(InputError, match="1 patients are in more than one split"):
+        samples_from_csv(written(tmp_path, tiny_rows), recipe.data, recipe.pack.seed)
+
+
+def test_a_file_of_two_patients_is_refused(tmp_path: Path, tiny_rows: Rows, recipe: Recipe) -> None:
+    """One picture under two numbers would be learned from and asked about; it is named, however its path is written."""
+    val = next(row for row in tiny_rows if row["split"] == "val")
+    val["file"] = f"./{tiny_rows[0]['file']}"
+    with pytest.raises(InputError, match=r"The file \./images/000\.jpg belongs to two patients"):
+        samples_from_csv(written(tmp_path, tiny_rows), recipe.data, recipe.pack.seed)
+
+
+def test_adults_are_counted_by_their_age(tmp_path: Path, tiny_rows: Rows, recipe: Recipe) -> None:
+    """A split whose ages, or the ages of one class, are unknown or under age is refused: nothing could be fitted."""
+    nih = [row for row in tiny_rows if row["dataset"] == NIH]
+    for change, chosen in (("", nih), ("17", [row for row in nih if row["abnormal"] == "1"])):
+        before = [row["age"] for row in nih]
+        for row in chosen:
+            row["age"] = change
+        with pytest.raises(InputError, match="for the task 'adult'") as caught:
+            samples_from_csv(written(tmp_path, tiny_rows), recipe.data, recipe.pack.seed)
+        assert "at least 18 years" in caught.value.way_forward
+        for row, age in zip(nih, before, strict=True):
+            row["age"] = age
 
 
 @pytest.mark.parametrize(
@@ -251,6 +284,48 @@ def test_an_unreadable_mask_is_listed_by_its_own_name(tmp_path: Path, tiny_data:
     prepare(recipe, tmp_path / "data", tmp_path / "out")
     assert [each["file"] for each in read_json(tmp_path / "out" / "unreadable.json")] == ["masks/014.png"]
     assert "images/014.jpg" not in {sample.file for sample in image_set(tmp_path / "out").samples}
+
+
+def test_a_mask_that_is_too_dark_to_count_is_listed(tmp_path: Path, tiny_data: Path, recipe: Recipe) -> None:
+    """A mask of 0 and 1 is not read as one with nothing drawn; one that is black all over is."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    for number, brightest in ((14, 1), (16, 127), (17, 0)):
+        mask = np.zeros((96, 80), np.uint8)
+        mask[20:70, 10:60] = brightest
+        Image.fromarray(mask).save(tmp_path / "data" / "masks" / f"{number:03d}.png")
+    (tmp_path / "out").mkdir()
+    lenient = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, unreadable_percent_max=50.0))
+    prepare(lenient, tmp_path / "data", tmp_path / "out")
+    listed = read_json(tmp_path / "out" / "unreadable.json")
+    assert [each["file"] for each in listed] == ["masks/014.png", "masks/016.png"]
+    assert "the brightest grey level of the mask is 1;" in listed[0]["reason"]
+
+
+def test_a_class_that_is_lost_with_unreadable_images_is_missed(tmp_path: Path, tiny_data: Path, recipe: Recipe) -> None:
+    """The only healthy child of `tune` can't be read: that is said now, and not after hours of training."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    (tmp_path / "data" / "images" / "026.jpg").write_bytes(b"no picture")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match=r"can be read: the split 'tune' has classes \[1\] for the task 'paediatric'"):
+        prepare(recipe, tmp_path / "data", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("split", "numbers"), [("tune", (15, 25, 26, 27)), ("val", (32, 33, 34, 35))])
+def test_a_split_without_a_drawn_mask_is_refused(
+    tmp_path: Path, tiny_data: Path, tiny_rows: Rows, recipe: Recipe, *, split: str, numbers: tuple[int, ...]
+) -> None:
+    """Neither what the quantised student loses nor how good the lungs are could be said; an empty mask is none."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    (tmp_path / "out").mkdir()
+    first, *others = numbers
+    for number in others:
+        assert tiny_rows[number]["dataset"] == KERMANY
+        tiny_rows[number]["mask"] = ""
+    write_labels(tmp_path / "data", tiny_rows)
+    prepare(recipe, tmp_path / "data", tmp_path / "out")
+    Image.new("L", (80, 96)).save(tmp_path / "data" / "masks" / f"{first:03d}.png")
+    with pytest.raises(InputError, match=f"the split '{split}' has no drawn mask"):
+        prepare(recipe, tmp_path / "data", tmp_path / "out")
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA"])

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from appliance.domain.errors import SettingsError
-from export.distil import OCCLUDED_MOST, PIECES, blanked_outside, distil, occluded
+from export.distil import OCCLUDED_MOST, blanked_outside, distil, occluded
 from export.ensemble import Ensemble
 from export.images import ImageSet
 from export.learning import Batch, Training
-from export.recipe import StudentSection, as_json, recipe_from_toml
+from export.recipe import PIECES, StudentSection, as_json, recipe_from_toml
 from export.student import ARCHITECTURES, MultiTaskNet
 
 SIDE, CHILDREN = 512, 64

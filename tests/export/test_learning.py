@@ -1,5 +1,6 @@
 """A training that is killed goes on, and ends in the weights of one that was not."""
 
+import dataclasses
 import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from appliance.domain.errors import SettingsError, StorageFullError
+from export import learning
 from export.images import image_set, prepare
 from export.learning import Batch, Training, supervised_loss, train
 from export.recipe import Recipe, TeacherSection, recipe_from_toml
@@ -126,6 +128,30 @@ def test_a_batch_that_can_not_be_made_ends_the_training(
     monkeypatch.setattr("export.learning._batch", broken)
     with pytest.raises(OSError, match="the pictures are gone"):
         trained(data, tmp_path, Reaper())
+
+
+def test_a_batch_without_a_mask_does_not_end_a_training_of_the_decoder_alone(
+    data: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chance may draw pictures without a mask while the decoder alone learns: the training goes on."""
+    make = learning._batch
+
+    def undrawn(*given: Any) -> Batch:
+        batch = make(*given)
+        return dataclasses.replace(batch, has_mask=torch.zeros_like(batch.has_mask))
+
+    monkeypatch.setattr(learning, "_batch", undrawn)
+    assert trained(data, tmp_path, Reaper())
+
+
+def test_a_loss_with_a_gradient_is_left_as_it_is() -> None:
+    """Where the whole net learns, a batch without a mask touches no weight of the decoder, not even by its decay."""
+    net = MultiTaskNet(ARCHITECTURES["narrow"])
+    image, known = torch.zeros(2, 1, 512, 512, dtype=torch.uint8), torch.tensor([[0.0], [1.0]])
+    batch = Batch(image, known, torch.full((2, 1), -1.0), torch.zeros(2, 1, 64, 64), torch.zeros(2, dtype=torch.bool))
+    torch.autograd.backward(supervised_loss(net(image), batch))
+    assert all(parameter.grad is None for parameter in net.lungs.parameters())
+    assert all(parameter.grad is not None for parameter in net.adult.parameters())
 
 
 def test_too_little_gpu_memory_names_the_batch(data: tuple[Recipe, Path], tmp_path: Path) -> None:

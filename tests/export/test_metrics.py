@@ -91,6 +91,26 @@ def test_the_threshold_finds_the_wanted_share() -> None:
     assert 0.2 < threshold < 0.5
 
 
+@pytest.mark.parametrize(
+    ("edge", "lower"), [(0.99998, 0.99995), (4e-5, 2e-5), (4e-5, None), (np.nextafter(0.5, 1.0), 0.5), (0.8, 0.6)]
+)
+def test_a_threshold_lies_between_two_scores_however_near(edge: float, lower: float | None) -> None:
+    """Rounded to four digits it may not miss the positive that it was chosen for, nor call the next lower score."""
+    scores = np.array([edge] if lower is None else [edge, lower])
+    threshold = threshold_for_sensitivity(scores, np.array([1.0, 0.0])[: len(scores)], 1.0)
+    assert (lower or 0.0) < threshold <= edge
+
+
+def test_one_patient_has_no_interval() -> None:
+    """Every sample of one patient is the same: the ends are not known, and a rule on them is not met."""
+    scores, labels = np.array([0.1, 0.2, 0.8, 0.9]), np.array([0.0, 0.0, 1.0, 1.0])
+    alone = bootstrap(auc, scores, labels, ["a"] * 4, 0)
+    assert alone.value == 1.0
+    assert np.isnan([alone.low, alone.high]).all()
+    assert not Rule("lower bound", alone.low, 0.5).passed
+    assert bootstrap(auc, scores, labels, list("abab"), 0).low == 1.0
+
+
 def test_dice_of_empty_masks_is_one() -> None:
     """Nothing found where nothing was drawn is right."""
     empty = np.zeros((4, 4), bool)

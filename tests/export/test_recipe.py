@@ -28,6 +28,15 @@ def test_what_does_not_fit_is_named(tiny_recipe: Path, tmp_path: Path, old: str,
         recipe_from_toml(path)
 
 
+@pytest.mark.parametrize("side", [0, -8, 4, 100])
+def test_a_mask_that_can_not_be_cut_into_pieces_is_refused(tiny_recipe: Path, tmp_path: Path, side: int) -> None:
+    """What `attribution` would stumble over at the end of the line is found before it begins."""
+    path = tmp_path / "recipe.toml"
+    path.write_text(tiny_recipe.read_text().replace("mask_side = 64", f"mask_side = {side}"))
+    with pytest.raises(SettingsError, match=rf"data\.mask_side of the recipe is {side}\..*multiple of 8"):
+        recipe_from_toml(path)
+
+
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
     """A recipe that is not there is refused by its path."""
     with pytest.raises(SettingsError, match=r"nowhere\.toml"):

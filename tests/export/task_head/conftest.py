@@ -57,6 +57,7 @@ mask_side = 64
 sensitivity = 0.9
 auc_low_min = 0.6
 dice_min = 0.5
+patients_min = 2
 """
 
 

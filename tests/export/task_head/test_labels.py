@@ -49,6 +49,13 @@ def test_a_leaking_patient_is_refused_without_being_named(site: Site) -> None:
     assert "p0" not in str(caught.value)
 
 
+def test_a_file_of_two_patients_is_refused(site: Site) -> None:
+    """One picture under two patients would be learned from and asked about; the file is named."""
+    rows = [row | {"file": "./0.png" if row["file"] == "47.png" else row["file"]} for row in site.rows]
+    with pytest.raises(InputError, match=r"The file \./0\.png belongs to two patients"):
+        cases(site, rows)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -115,6 +122,7 @@ def test_a_file_that_is_no_csv_is_refused(site: Site, tmp_path: Path) -> None:
         ({"licence": '" "'}, "source.licence"),
         ({"research_only": "true", "claim": '"validated"'}, "Striped pictures is for research only"),
         ({"head": '"mil"', "claim": '"validated"'}, "no shortcut audit of volumes"),
+        ({"claim": '"validated"'}, "can't claim to be validated with gate.patients_min = 2"),
         ({"steps": '"many"'}, "training.steps"),
         ({"steps": "0"}, r"training\.steps .* is 0.*At least 1"),
         ({"rate": "nan"}, "training.rate"),

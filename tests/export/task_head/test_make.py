@@ -108,10 +108,11 @@ def test_every_head_learns(site: Site, repository: Path, tmp_path: Path, head: s
 def test_a_gate_that_is_not_met_makes_no_pack(site: Site, repository: Path, tmp_path: Path, base: VerifiedPack) -> None:
     """Labels that mean nothing do not reach the gate: the broken rule is said, and there is no pack."""
     rows = [row | {"label": str(int(row["patient"][1:]) // 2 % 2)} for row in site.rows]
-    recipe = site.recipe(auc_low_min="0.95", variants="1", claim='"validated"')
+    recipe = site.recipe(auc_low_min="0.95", variants="1", claim='"validated"', patients_min="10")
     result = run(site, repository, tmp_path / "out", recipe, site.labels(rows))
     assert result.exit_code == 2
     assert "lower 95 % bound of the AUC" in " ".join(result.output.split())
+    assert "validation patients of the rarer class" in " ".join(result.output.split())
     assert not list((tmp_path / "out").glob("chest-xray*"))
     task = trained_task(tmp_path / "out" / "stripes.steps" / "task" / "made")
     other = tiny_verified(tmp_path / "tiny")
