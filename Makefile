@@ -26,7 +26,7 @@ setup: $(VENV)/.everything ## make .venv with everything that the other targets 
 demo: $(VENV)/.appliance ## send real DICOM through the whole chain and show what comes back, in demo-out/
 	$(BIN)/insite demo --out demo-out
 
-test: check ## run every check and every test
+test: check ## run every check and every test but the fleet's
 
 check: lint types contracts ## ruff, mypy, import contracts, tests with branch coverage
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=85

@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHON = "3.11"
 PLATFORM = "x86_64-manylinux_2_28"
 CODE = ("appliance", "export", "pyproject.toml", "README.md", "LICENSE")
-CONTENT = ("engines", "systemd", "ansible", "docs/fleet.md", "LICENSE")
-"""What is taken from the source tree as it is: packs with their public keys, units, role and playbooks, the page."""
+CONTENT = ("engines", "systemd", "ansible", "docs", "LICENSE")
+"""What is taken from the source tree as it is: packs with their public keys, units, role and playbooks, the pages."""
 NOT_CONTENT = ("__pycache__", ".ansible", "*.pyc")
 
 

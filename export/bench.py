@@ -168,7 +168,7 @@ def _alone(raw: Mapping[str, Any], batch: str) -> str:
 
 
 def _accuracy_rows(figures: Mapping[str, Any]) -> list[Row]:
-    """The gate report's figures against what is aimed at; a figure that the report lacks is said to be missing."""
+    """The gate report's figures against the aims; a figure that the report lacks is said to be missing."""
     groups = {each["name"]: each for each in figures.get("subgroups", [])}
     shares = [each["auc"] / each["teacher_auc"] for each in groups.values() if each["images"] >= 50]  # noqa: PLR2004
     sexes = [each["auc"] for name, each in groups.items() if name.startswith("sex ")]

@@ -29,7 +29,7 @@ from export.task_head.make import TaskFiles, make_task
 
 INPUT_ERROR = 2
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Foundation models in, one small signed pack out.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Larger models in, one small signed pack out.")
 
 
 @app.command()

@@ -75,7 +75,7 @@ def samples_from_csv(
             reader = csv.DictReader(stream)
             for column in COLUMNS:
                 if column not in (reader.fieldnames or ()):
-                    raise InputError(f"{path} has no column {column!r}.", "Add the column, or use the README's layout.")
+                    raise InputError(f"{path} has no column {column!r}.", "Add the column: docs/ml-engineer.md.")
             rows = [(reader.line_num, {name: row[name] or "" for name in COLUMNS}) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"The labels {path} can't be read: {error}.", "Give a CSV file in UTF-8.") from error

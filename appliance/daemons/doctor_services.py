@@ -108,7 +108,7 @@ def queue(settings: Settings, now: datetime) -> Iterator[Check]:
     sentence = f"{len(waiting)} studies are under way, {counts.get(StudyState.DONE.value, 0)} done."
     if now - oldest > LONG:
         minutes = (now - oldest) // timedelta(minutes=1)
-        yield warning("queue", f"{sentence} The oldest waits since {minutes} minutes.", "Look at its page.")
+        yield warning("queue", f"{sentence} The oldest has waited {minutes} minutes.", "Look at its page.")
     else:
         yield ok("queue", sentence)
     for state in (StudyState.FAILED, StudyState.UNDELIVERED):

@@ -100,7 +100,7 @@ def test_the_report_has_every_table(shipped: VerifiedPack) -> None:
 
 
 def test_each_lower_precision_keeps_the_metrics_of_fp32(shipped: VerifiedPack) -> None:
-    """INT8 and FP16 serve within the bounds of the issue, by task metric on the validation patients."""
+    """INT8 and FP16 serve within the aims, by task metric on the validation patients."""
     rows = read_json(shipped.folder / "gate-report.json")["rules"]
     rules = {name: float(measured) for name, _, measured, _ in rows if measured != SEE_SPEEDS}
     precisions = [variant.precision for variant in shipped.manifest.variants]

@@ -81,6 +81,17 @@ def test_a_damaged_file_is_healed_by_the_same_bytes_again(spool: Spool) -> None:
     assert [file.name for file in place.parent.iterdir()] == [place.name]
 
 
+def test_a_removed_file_is_there_again_after_the_same_bytes(spool: Spool) -> None:
+    """What was removed by hand to make room comes back to its place when its sender repeats the image."""
+    with spool.receive(iter([b"one"]), ORIGIN) as incoming:
+        place = spool.keep(incoming, "token", IDENTITY)
+    whole = place.read_bytes()
+    place.unlink()
+    with spool.receive(iter([b"one"]), ORIGIN) as incoming:
+        assert spool.keep(incoming, "token", IDENTITY) == place
+    assert place.read_bytes() == whole
+
+
 def test_names_reveal_no_identifiers(spool: Spool) -> None:
     """Paths hold digests, so that an identifier can't lead out of the folder or into a log."""
     odd = replace(IDENTITY, sop_instance_uid="../../etc/passwd", series_uid="/tmp")  # noqa: S108 - never opened
