@@ -70,8 +70,10 @@ def task_texts() -> tuple[TaskText, ...]:
             TaskKind.CLASSIFICATION,
             Code("408574004", "SCT", "Imaging result abnormal"),
             _rules(ADULT_FROM, None, UnknownAge.RUN_AND_SAY),
-            "Suggests which frontal chest radiographs of adults a reader should open first.",
-            NOT_FOR_DIAGNOSIS + NOT_FOR_OTHERS,
+            "Suggests which frontal chest radiographs of adults a reader should open first. Every radiograph with a "
+            "finding that it learned from was reported with pneumonia, most with something else beside it.",
+            NOT_FOR_DIAGNOSIS + NOT_FOR_OTHERS + " Adults with a finding and no pneumonia, as a mass, a fracture or a "
+            "pneumothorax, were neither learned from nor measured.",
         ),
         TaskText(
             PAEDIATRIC,

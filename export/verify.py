@@ -11,7 +11,7 @@ from export.artefacts import write_json
 from export.audit import Audited, audit
 from export.gate import PASS, Rule, unclaimed, verdict, with_waivers
 from export.gate_report import Judged, gate_report, timed_tables
-from export.gate_rules import Accuracy, Shortcut, accuracy_rules, quantised_rules, shortcut_rules
+from export.gate_rules import Accuracy, Shortcut, accuracy_rules, overall_rules, quantised_rules, shortcut_rules
 from export.html_report import html_report, worst_case_pictures
 from export.layout import SPEEDS
 from export.measurement import ENCODERS, Inputs, Measured, accuracy_of, groups_of, losses_of, measurement_of
@@ -54,7 +54,9 @@ def _judged(recipe: Recipe, inputs: Inputs, say: Callable[[str], None]) -> Judge
     audited = audit(Audited(recipe, measured.data, best.said, runner, inputs.radiographs))
     say("shortcuts audited")
     accuracy = accuracy_of(measured, best, groups_of(measured, best.said))
-    rules = pack_rules(recipe, measured.by_precision, lower, accuracy, audited.figures)
+    others = {name: accuracy_of(measured, measured.by_precision[name], ()) for name in precisions[1:]}
+    served = {precisions[0]: accuracy} | others
+    rules = pack_rules(recipe, measured.by_precision, lower, served, audited.figures)
     return Judged(measured, best, accuracy, audited, losses, lower, rules, precisions)
 
 
@@ -62,12 +64,23 @@ def pack_rules(
     recipe: Recipe,
     by_precision: Mapping[str, Measured],
     lower: Mapping[str, Sequence[Rule]],
-    accuracy: Accuracy,
+    served: Mapping[str, Accuracy],
     shortcuts: Sequence[Shortcut],
 ) -> list[Rule]:
-    """Every rule of the pack, those waived that the recipe waives, and those unclaimed that the pack does not claim."""
+    """Every rule of the pack, those waived that the recipe waives, and those unclaimed that the pack does not claim.
+
+    Args:
+        recipe: Bounds, waivers and claim.
+        by_precision: What each precision said.
+        lower: The rules of each lower precision against FP32.
+        served: Figures of every precision that serves, in order, of the first one with subgroups: which of them a
+            machine serves hangs on its GPU.
+        shortcuts: Of the first one's tasks.
+    """
     gate = recipe.gate
-    accurate = accuracy_rules(accuracy, gate)
+    first, *others = served
+    accurate = accuracy_rules(served[first], gate)
+    accurate += [rule for name in others for rule in overall_rules(served[name], gate, name)]
     accurate += [rule for figures in shortcuts for rule in shortcut_rules(figures, gate)]
     if Validation(recipe.pack.claim) is not Validation.VALIDATED:
         accurate = unclaimed(accurate)

@@ -21,7 +21,7 @@ PATIENT_AGE = Code("397669002", "SCT", "Age")
 ANATOMICAL_STRUCTURE = Code("123037004", "SCT", "Anatomical Structure")
 ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
 
-SCORE = Code("score", PRIVATE, "Score, a probability")
+SCORE = Code("score", PRIVATE, "Score from 0 to 1")
 OPERATING_POINT = Code("operating-point", PRIVATE, "Operating point of the score")
 RESULT = Code("result", PRIVATE, "Result at the operating point")
 STATE = Code("task-state", PRIVATE, "What the task did")

@@ -55,7 +55,7 @@ def with_gate(recipe: Recipe, claim: str = "untrained", **changes: object) -> Re
 
 def rules_of(recipe: Recipe, lower: dict[str, list[Rule]] | None = None) -> list[Rule]:
     """The rules of a pack of finite outputs and poor figures."""
-    return pack_rules(recipe, by_precision(finite()), lower or {}, POOR, [SEEN])
+    return pack_rules(recipe, by_precision(finite()), lower or {}, {"int8": POOR}, [SEEN])
 
 
 def test_images_without_a_mask_are_no_fault() -> None:
@@ -70,10 +70,23 @@ def test_one_value_that_is_not_finite_refuses_the_pack(recipe: Recipe, output: s
     values = getattr(finite(), output).copy()
     values[1] = value
     spoilt = by_precision(dataclasses.replace(finite(), **{output: values}))
-    rules = pack_rules(recipe, spoilt, {}, POOR, [SEEN])
+    rules = pack_rules(recipe, spoilt, {}, {"int8": POOR}, [SEEN])
     assert verdict(rules) == FAIL
     assert [rule.row() for rule in rules if rule.stops] == [["share of finite outputs, fp16", "≥ 1", "0.95", "no"]]
     assert verdict(rules_of(recipe)) == PASS
+
+
+def test_every_precision_that_serves_is_held_to_the_bounds(recipe: Recipe) -> None:
+    """INT8 may be good where FP32, which a machine with a GPU serves, is not."""
+    good = dataclasses.replace(POOR, adult=Interval(0.9, 0.8, 1.0))
+    gated = with_gate(recipe, "validated", adult_auc_min=0.86)
+    rules = pack_rules(gated, by_precision(finite()), {}, {"int8": good, "fp32": POOR, "fp16": good}, [SEEN])
+    named = [rule.row() for rule in rules if rule.name.startswith("within-NIH AUC of adults")]
+    assert [(name, answer) for name, _, _, answer in named] == [
+        ("within-NIH AUC of adults", "yes"),
+        ("within-NIH AUC of adults, at FP32", "no"),
+        ("within-NIH AUC of adults, at FP16", "yes"),
+    ]
 
 
 def test_a_mask_with_a_pixel_that_is_no_number_is_seen() -> None:
