@@ -173,7 +173,7 @@ def test_a_covid_case_is_no_label_of_an_image(tmp_path: Path, tiny_rows: Rows, r
 
 def of_ours(row: dict[str, str], **changes: str) -> dict[str, str]:
     """A row of a data set of one's own, whose picture has no label."""
-    return row | {"dataset": OURS.title, "abnormal": "", "patient_id": "1", **changes}
+    return row | {"dataset": OURS.title, "abnormal": "", "patient_id": "1", "file": "images/ours.jpg", **changes}
 
 
 def test_a_data_set_that_the_recipe_names_is_read(tmp_path: Path, tiny_rows: Rows, recipe: Recipe) -> None:
