@@ -60,11 +60,10 @@ digests = {{ "teacher.safetensors" = "{file_sha256(folder / "teacher.safetensors
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_three_teachers_become_a_signed_pack_that_says_it_is_untrained(
     tiny_data: Path, recipe: Path, checkpoints: Path, tmp_path: Path
 ) -> None:
-    """From three checkpoints to a pack in one command, in under three minutes with the making of the checkpoints.
+    """From three checkpoints to a pack in one command.
 
     The appliance refuses it unless unvalidated ones are allowed. A classifier of the site's own gives soft labels
     beside them.
