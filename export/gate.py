@@ -14,6 +14,8 @@ INTEGRITY_ONLY = "integrity only"
 """What is judged of a pack that does not claim to be validated."""
 SEE_SPEEDS = "see speed.json"
 """What a report shows for a measured time, so that two runs make one report."""
+AT = ", at "
+"""Between a rule's name and the precision, not the first one, of which it is asked."""
 SMALLEST = 1e-4
 """Figures nearer to nought are not written with a power of ten."""
 
@@ -76,10 +78,13 @@ def verdict(rules: Sequence[Rule]) -> str:
 def with_waivers(rules: Sequence[Rule], names: Sequence[str]) -> list[Rule]:
     """The rules, those of these names waived.
 
+    A rule of one more precision that serves may be named though it does not serve this time: the clock decides that.
+
     Raises:
         SettingsError: A name is no rule's, so that it would waive nothing; or of a rule that nobody may waive.
     """
-    unknown = set(names) - {rule.name for rule in rules}
+    known = {rule.name for rule in rules}
+    unknown = {name for name in names if name not in known and name.rsplit(AT, 1)[0] not in known}
     if unknown:
         raise SettingsError(f"gate.waived names no rule: {', '.join(sorted(unknown))}.", "Correct the recipe.")
     fixed = [rule.name for rule in rules if rule.name in names and not rule.waivable]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from export.gate import Rule
+from export.gate import AT, Rule
 from export.metrics import Interval, ratio
 from export.recipe import GateSection
 
@@ -89,7 +89,7 @@ def accuracy_rules(figures: Accuracy, gate: GateSection) -> list[Rule]:
 
 def overall_rules(figures: Accuracy, gate: GateSection, precision: str = "") -> list[Rule]:
     """What every precision that serves must reach overall; rules of another than the first one name it."""
-    at = f", at {precision.upper()}" if precision else ""
+    at = f"{AT}{precision.upper()}" if precision else ""
     share = ratio(figures.adult.value, figures.teacher_adult_auc)
     return [
         Rule(f"within-NIH AUC of adults{at}", figures.adult.value, gate.adult_auc_min),

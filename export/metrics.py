@@ -79,9 +79,12 @@ def share_of_auc(scores: Floats, others: Floats, labels: Floats, patients: Seque
     def share(rows: NDArray[np.int64]) -> float:
         return ratio(auc(scores[rows], labels[rows]), auc(others[rows], labels[rows]))
 
+    whole = share(np.arange(len(labels)))
+    if len(set(patients)) < FEWEST_PATIENTS:
+        return Interval(whole, float("nan"), float("nan"))
     values = [share(chosen) for chosen in resampled(patients, seed)]
     low, high = np.nanpercentile(values, (2.5, 97.5))
-    return Interval(share(np.arange(len(labels))), float(low), float(high))
+    return Interval(whole, float(low), float(high))
 
 
 def ratio(value: float, reference: float) -> float:

@@ -133,14 +133,17 @@ def build_rtx(graph: bytes, engine: Path, plan: BuildPlan) -> EngineMetadata:
 
 
 def library_versions() -> list[str]:
-    """Versions of TensorRT for RTX and of TensorRT, empty where one can't be loaded: with one the step makes more."""
+    """Versions of TensorRT for RTX and of TensorRT, empty where one can't be loaded: with one the step makes more.
+
+    Where TensorRT is, the GPU's compute capability too, for which it compiles.
+    """
     versions = []
     for load in (bindings, tensorrt_library):
         try:
             versions.append(str(load().__version__))
         except EngineFileError:
             versions.append("")
-    return versions
+    return [*versions, str(compute_capability())] if versions[-1] else versions
 
 
 def tensorrt_library() -> Any:

@@ -1,13 +1,13 @@
 """The pack manifest: what a base pack and its tasks say of themselves, in typed form.
 
 `manifest.json` of a base pack lists every other file by SHA-256; its own canonical form is hashed to the pack's
-digest (`model.sig` and engines stand outside). A task manifest is bound to the base's digest, which covers name,
-input and encoder only, so that a task can be added without touching the base.
+digest (`model.sig`, engines and measured times stand outside). A task manifest is bound to the base's digest, which
+covers name, input and encoder only, so that a task can be added without touching the base.
 """
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PACK_SCHEMA = "insite-pack-manifest/1"
@@ -159,7 +159,8 @@ class PackManifest:
         encoder_outputs: Tensors that heads may read; one is named `embedding`.
         variants: In order of preference on a CPU.
         guard: The name of the task that must accept an image before any other may speak.
-        files: Path in the pack to hex SHA-256, for every file but `manifest.json`, `model.sig` and engines.
+        files: Path in the pack to hex SHA-256, for every file but `manifest.json`, `model.sig`, engines and
+            measured times (`packs.files.UNLISTED`).
         gate_report_id: Hex SHA-256 of `gate-report.json`.
         udi: Unique device identifier, or empty: a pack that is no medical device says so by leaving it out.
     """
@@ -194,7 +195,12 @@ class PackManifest:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedPack:
-    """A pack on disk whose signature, digests and gate were checked: the only thing that engines accept."""
+    """A pack on disk whose signature, digests and gate were checked: the only thing that engines accept.
+
+    Attributes:
+        unlisted: Path in the pack to hex SHA-256, for files that are signed and that the manifest does not list.
+    """
 
     manifest: PackManifest
     folder: Path
+    unlisted: Mapping[str, str] = field(default_factory=dict)

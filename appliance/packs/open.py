@@ -99,7 +99,8 @@ def _checked(folder: Path, trusted_keys: Sequence[Path], *, allow_unvalidated: b
     _check_validation(manifest, allowed=allow_unvalidated)
     _check_gate(folder, manifest)
     _check_graphs(folder, manifest)
-    return VerifiedPack(manifest, folder)
+    unlisted = [path for path in present if may_be_unlisted(path) and path not in manifest.files]
+    return VerifiedPack(manifest, folder, {path: file_sha256(folder / path) for path in unlisted})
 
 
 def _manifest(folder: Path, present: Sequence[str]) -> PackManifest:

@@ -1,5 +1,6 @@
 """What the frozen base says of the labelled images, through the engine and the preprocessing that will serve them."""
 
+import dataclasses
 import hashlib
 import itertools
 from collections import defaultdict
@@ -15,7 +16,7 @@ from appliance.domain.manifest import PackManifest
 from export.artefacts import write_json
 from export.augment import augmented
 from export.disk import new_pictures
-from export.images import NOT_A_PICTURE, UNREADABLE, input_from_file, mask_from_file, refuse_too_many
+from export.images import NAMED, NOT_A_PICTURE, UNREADABLE, input_from_file, mask_from_file, refuse_too_many
 from export.progress import Progress
 from export.runner import BATCH, Runner
 from export.task_head.labels import Case
@@ -62,7 +63,7 @@ def read_pictures(cases: Sequence[Case], data: Path, base: PackManifest, recipe:
     unreadable: list[dict[str, str]] = []
     used = 0
     for case in cases:
-        own: list[int] = []
+        own: dict[str, int] = {}
         for file in case.files:
             reading = file
             try:
@@ -72,11 +73,11 @@ def read_pictures(cases: Sequence[Case], data: Path, base: PackManifest, recipe:
             except NOT_A_PICTURE as error:
                 unreadable.append({"file": reading, "reason": str(error)})
                 continue
-            own.append(used)
+            own[file] = used
             used += 1
         if own:
-            kept.append(case)
-            rows.append(tuple(own))
+            kept.append(dataclasses.replace(case, files=tuple(own)))
+            rows.append(tuple(own.values()))
     write_json(out / UNREADABLE, unreadable)
     refuse_too_many(unreadable, total, recipe.training.unreadable_percent_max, out / UNREADABLE)
     stacked = np.stack(masks) if masks else np.zeros((0, side, side), np.uint8)
@@ -89,17 +90,19 @@ def refuse_twins(labels: Path, pictures: Pictures) -> None:
     Pictures of one grey alone don't count: the empty ends of volumes are alike.
 
     Raises:
-        InputError: How many there are; `labels` is where the cases come from.
+        InputError: How many there are, with the files of the first; `labels` is where the cases come from.
     """
-    splits: dict[bytes, set[str]] = defaultdict(set)
+    copies: dict[bytes, dict[str, str]] = defaultdict(dict)
     for case, rows in zip(pictures.cases, pictures.rows, strict=True):
-        for image in pictures.images[list(rows)]:
+        for file, image in zip(case.files, pictures.images[list(rows)], strict=True):
             if image.min() < image.max():
-                splits[hashlib.sha256(image.tobytes()).digest()].add(case.split)
-    leaking = sum(len(where) > 1 for where in splits.values())
+                copies[hashlib.sha256(image.tobytes()).digest()].setdefault(case.split, file)
+    leaking = [" = ".join(where.values()) for where in copies.values() if len(where) > 1]
     if leaking:
+        more = " …" if len(leaking) > NAMED else ""
         raise InputError(
-            f"{labels}: {leaking} pictures are in more than one split, under other names or patients.",
+            f"{labels}: {len(leaking)} pictures are in more than one split, under other names or patients: "
+            f"{'; '.join(leaking[:NAMED])}{more}.",
             "Give all copies of a picture one patient and one split, or leave them out.",
         )
 

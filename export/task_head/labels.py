@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.domain.errors import InputError
-from export.data import refuse_shared_files
 from export.task_head.recipe import MIL, SEGMENTATION, TaskRecipe
 
 SPLITS = ("train", "tune", "val")
@@ -43,8 +42,8 @@ def cases_from_csv(path: Path, recipe: TaskRecipe) -> tuple[Case, ...]:
 
     Raises:
         InputError: The file can't be read, a column is missing, a value is none of the known ones, a path leaves the
-            folder, an image is listed twice, a patient is in two splits, a file belongs to two patients, a volume
-            contradicts itself, or a split has one class only.
+            folder, an image is listed twice, a patient is in two splits, a volume contradicts itself, or a split has
+            one class only.
     """
     columns = columns_of(recipe.task.head)
     try:
@@ -66,7 +65,6 @@ def cases_from_csv(path: Path, recipe: TaskRecipe) -> tuple[Case, ...]:
     _refuse_twice(path, kept)
     cases = _grouped(path, [row for _, row in kept], recipe)
     _refuse_leakage(path, cases)
-    refuse_shared_files((file, case.patient) for case in cases for file in case.files)
     refuse_one_class(path, cases, recipe)
     return cases
 

@@ -29,12 +29,6 @@ from export.recipe import recipe_from_toml
 from export.sources import Source
 
 
-@pytest.fixture
-def tiny(tiny_data: Path, tiny_recipe: Path) -> tuple[Path, Path]:
-    """Data and recipe."""
-    return tiny_data, tiny_recipe
-
-
 def test_images_become_a_signed_pack_that_says_it_is_untrained(built: Path) -> None:
     """A pack that claims nothing opens only where unvalidated packs are allowed, and with the key that signed it."""
     key = built / "keys" / PUBLIC_KEY

@@ -49,6 +49,7 @@ def test_a_waived_rule_stays_one_that_is_not_met() -> None:
     assert verdict([*waived, Rule("worse", 0.1, 0.2)]) == FAIL
     with pytest.raises(SettingsError, match="names no rule: none"):
         with_waivers(rules, ["none"])
+    assert with_waivers(rules, ["good, at FP32"]) == rules
     with pytest.raises(SettingsError, match="nobody may waive: whole"):
         with_waivers([*rules, Rule("whole", 0.9, 1.0, waivable=False)], ["whole"])
 

@@ -8,6 +8,7 @@ import pytest
 from appliance.domain.errors import SettingsError
 from appliance.domain.manifest import Validation
 from export.card import model_card
+from export.gate import INTEGRITY_ONLY
 from export.recipe import DataSource, recipe_from_toml
 from export.sbom import bill_of_materials
 from export.sources import SOURCES, Source, notice, recipe_sources, refuse_claim
@@ -50,8 +51,8 @@ def test_a_data_set_of_ones_own_is_credited_everywhere(tiny_recipe: Path) -> Non
         if each["name"] == "Our hospital, 2015 to 2020"
     )
     assert (component["type"], component["licenses"]) == ("data", [{"license": {"name": "Own data"}}])
-    report = {"summary": "", "tables": [], "rules": [], "verdict": "pass"}
-    card = model_card(recipe, report, "untrained")
+    report = {"summary": "", "tables": [], "rules": [], "verdict": "pass", "judged": INTEGRITY_ONLY}
+    card = model_card(recipe, report, "untrained", "0" * 64)
     assert "- Our hospital, 2015 to 2020. Own data. Our hospital." in card
     assert "- Triage on Our hospital, 2015 to 2020: its radiographs carry no label here." in card
     with pytest.raises(SettingsError, match="Our hospital, 2015 to 2020 is for research only"):
@@ -66,8 +67,8 @@ def test_weights_that_a_student_starts_from_are_a_source(tiny_recipe: Path, tmp_
     assert sources[-1].use.endswith("SHA-256 00")
     with pytest.raises(SettingsError, match=r"timm\.safetensors \(narrow\) is for research only"):
         refuse_claim(Validation.VALIDATED, sources)
-    report = {"summary": "", "tables": [], "rules": [], "verdict": "pass"}
-    for text in (notice(sources), model_card(recipe, report, "research-only")):
+    report = {"summary": "", "tables": [], "rules": [], "verdict": "pass", "judged": INTEGRITY_ONLY}
+    for text in (notice(sources), model_card(recipe, report, "research-only", "0" * 64)):
         assert "Hugging Face, timm" in text
         assert "CC BY-NC 4.0" in text
     (part,) = (each for each in bill_of_materials(recipe, sources)["components"] if each["name"] == sources[-1].name)

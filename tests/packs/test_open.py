@@ -93,7 +93,12 @@ def test_times_are_signed_and_stay_out_of_the_digest(pack: TinyPack) -> None:
         (pack.folder / name).write_text("altered")
         with pytest.raises(SignatureError, match=name):
             opened(pack)
+        (pack.folder / name).unlink()
+        with pytest.raises(SignatureError, match=name):
+            opened(pack)
         (pack.folder / name).write_text(times)
+    sign_again(pack)
+    assert set(opened(pack).unlisted) == set(TIMES)
 
 
 def test_a_pack_whose_page_is_listed_opens_and_is_held_to_it(pack: TinyPack) -> None:

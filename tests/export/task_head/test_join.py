@@ -9,7 +9,7 @@ import pytest
 from appliance.domain.errors import BaseMismatchError, PackContentError
 from appliance.domain.manifest import VerifiedPack
 from appliance.packs.open import open_pack
-from appliance.packs.signing import PRIVATE_KEY, PUBLIC_KEY
+from appliance.packs.signing import PRIVATE_KEY, PUBLIC_KEY, sign_pack
 from export.artefacts import file_sha256
 from export.task_head.join import TrainedTask, joined, refuse_changed, write_task
 from tests.fakes.tiny_pack import tiny_verified
@@ -43,6 +43,22 @@ def task(base: VerifiedPack, tmp_path: Path) -> TrainedTask:
 def swapped(path: Path) -> None:
     """Put something else in a file's place."""
     path.write_bytes(path.read_bytes() + b" ")
+
+
+def test_the_times_of_the_base_are_signed_with_the_joined_pack(
+    base: VerifiedPack, task: TrainedTask, tmp_path: Path
+) -> None:
+    """Report and card refer to `speed.json`, which no manifest lists: it comes along, held to what was opened."""
+    folder, key = base.folder, tmp_path / "tiny" / ".keys"
+    (folder / "speed.json").write_text("{}")
+    sign_pack(folder, key / PRIVATE_KEY)
+    base = open_pack(folder, [key / PUBLIC_KEY], allow_unvalidated=True)
+    made = joined(base, task, key / PRIVATE_KEY, tmp_path / "joined")
+    assert (tmp_path / "joined" / "speed.json").read_text() == "{}"
+    assert "speed.json" not in made.files
+    swapped(folder / "speed.json")
+    with pytest.raises(PackContentError, match=r"speed\.json of the base chest-xray changed after"):
+        joined(base, task, key / PRIVATE_KEY, tmp_path / "joined")
 
 
 def test_only_what_was_verified_is_joined(base: VerifiedPack, task: TrainedTask, tmp_path: Path) -> None:

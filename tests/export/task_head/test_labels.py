@@ -49,13 +49,6 @@ def test_a_leaking_patient_is_refused_without_being_named(site: Site) -> None:
     assert "p0" not in str(caught.value)
 
 
-def test_a_file_of_two_patients_is_refused(site: Site) -> None:
-    """One picture under two patients would be learned from and asked about; the file is named."""
-    rows = [row | {"file": "./0.png" if row["file"] == "47.png" else row["file"]} for row in site.rows]
-    with pytest.raises(InputError, match=r"The file \./0\.png belongs to two patients"):
-        cases(site, rows)
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
