@@ -120,7 +120,7 @@ def refuse_changed(base: VerifiedPack) -> None:
     Raises:
         PackContentError: The first such file.
     """
-    for path, digest in (base.manifest.files | base.unlisted).items():
+    for path, digest in {**base.manifest.files, **base.unlisted}.items():
         _refuse_changed_file(base, path, base.folder / path, digest)
 
 
@@ -158,7 +158,7 @@ def weaker_claim(base: Validation, task: Validation) -> Validation:
 def _copy_base(base: VerifiedPack, target: Path) -> None:
     """Copy the files that were verified, and hold each copy against its digest: training took minutes."""
     written_anew = {task_manifest_path(task.name) for task in base.manifest.tasks}
-    for path, digest in (base.manifest.files | base.unlisted).items():
+    for path, digest in {**base.manifest.files, **base.unlisted}.items():
         if path in written_anew:
             continue
         (target / path).parent.mkdir(parents=True, exist_ok=True)
