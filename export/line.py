@@ -37,11 +37,11 @@ from export.tune_attribution import attribution_on_tune
 from export.verify import verify
 
 STEP_VERSIONS = {
-    "data": 2,
+    "data": 3,
     "negatives": 1,
     "teachers": 2,
     "second_teacher": 1,
-    "distil": 3,
+    "distil": 4,
     "calibrate": 2,
     "to_onnx": 2,
     "quantise": 6,
