@@ -91,7 +91,7 @@ def test_three_teachers_become_a_signed_pack_that_says_it_is_untrained(
     assert not (steps / "foundation.own").exists()
     with pytest.raises(UnvalidatedPackError, match="untrained"):
         open_pack(tmp_path / "tiny", [key], allow_unvalidated=False)
-    line = Line(recipe, tiny_data, tmp_path, Silent())
+    line = Line(path, tiny_data, tmp_path, Silent())
     assert line._student() == steps / "distil" / "student.safetensors"  # found without the checkpoints
     (steps / "agglomerate" / "encoder.safetensors").unlink()
     with pytest.raises(InputError, match="agglomerate is not there, or was made with another recipe"):
