@@ -195,7 +195,7 @@ def test_the_way_to_tensorrt_reads_the_same_graphs(graphs: Path, parser_library:
 
 
 def test_what_the_parser_refuses_is_said(graphs: Path, parser_library: Any) -> None:
-    """The graph for ONNX Runtime, with its INT32 biases, is refused in the parser's words."""
+    """A graph with a node that reads what nothing makes is refused in the parser's words."""
     encoder = onnx.load(graphs / "encoder.fp16.onnx")
     encoder.graph.node[0].input[0] = "nowhere"
     with pytest.raises(EngineFileError, match="can't read the graph"):

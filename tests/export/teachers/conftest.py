@@ -25,6 +25,18 @@ TEXTS = ["Chest x-ray of a pneumonia", "chest"]
 Pinned = Callable[[str, str], Checkpoint]
 
 
+def run_child(script: str, folder: Path) -> None:
+    """Run a script beside this file in a process of its own, where importing the libraries harms nobody."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", str(Path(__file__).with_name(script)), str(folder)],
+        env={"PYTHONPATH": str(Path(__file__).resolve().parents[3]), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.fixture(scope="session")
 def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of tiny checkpoints, `given.safetensors` and `expected.safetensors`; shared by parallel workers."""
@@ -103,13 +115,4 @@ def _make(folder: Path) -> None:
         "student_pixels": (grey / 255.0 - imagenet[0].view(1, 3, 1, 1)) / imagenet[1].view(1, 3, 1, 1),
     }
     save_file({name: tensor.contiguous() for name, tensor in given.items()}, folder / "given.safetensors")
-    child = Path(__file__).with_name("reference_child.py")
-    root = Path(__file__).resolve().parents[3]
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", str(child), str(folder)],
-        env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    run_child("reference_child.py", folder)
